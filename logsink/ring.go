@@ -1,0 +1,54 @@
+package logsink
+
+import "sync/atomic"
+
+// Ring is a bounded queue of events from one producer to one consumer. Put
+// never blocks, locks or allocates; when the ring is full it counts the event
+// as lost.
+type Ring struct {
+	slots []Event
+	mask  uint64
+	_     [64]byte // keeps the two ends on cache lines of their own
+	head  atomic.Uint64
+	lost  atomic.Uint64
+	_     [64]byte
+	tail  atomic.Uint64
+}
+
+// NewRing returns a ring that holds size events, rounded up to a power of two.
+func NewRing(size int) *Ring {
+	n := uint64(1)
+	for n < uint64(size) {
+		n <<= 1
+	}
+	return &Ring{slots: make([]Event, n), mask: n - 1}
+}
+
+// Next returns the slot for the next event, or nil if the ring is full: then
+// the event is counted as lost. The slot holds an old event; the producer
+// overwrites it and then calls Commit. For the producer only.
+func (r *Ring) Next() *Event {
+	head := r.head.Load()
+	if head-r.tail.Load() > r.mask {
+		r.lost.Add(1)
+		return nil
+	}
+	return &r.slots[head&r.mask]
+}
+
+// Commit hands the slot that Next returned to the consumer.
+func (r *Ring) Commit() { r.head.Store(r.head.Load() + 1) }
+
+// Drain calls fn for each event in the ring, in order, and returns how many
+// there were. The event is lent to fn. For the consumer only.
+func (r *Ring) Drain(fn func(*Event)) int {
+	tail, head := r.tail.Load(), r.head.Load()
+	for i := tail; i != head; i++ {
+		fn(&r.slots[i&r.mask])
+		r.tail.Store(i + 1)
+	}
+	return int(head - tail)
+}
+
+// Lost returns how many events did not fit. It may be called from anywhere.
+func (r *Ring) Lost() uint64 { return r.lost.Load() }

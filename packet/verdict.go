@@ -1,0 +1,45 @@
+package packet
+
+// Action is what happens to a packet. The zero value is Drop, so a verdict
+// that nobody filled in lets nothing through.
+type Action uint8
+
+// Actions.
+const (
+	// Drop discards the packet without telling its sender.
+	Drop Action = iota
+	// Accept lets the packet go on to the next hook.
+	Accept
+	// Reject discards the packet and tells its sender: TCP RST, or ICMP
+	// administratively prohibited.
+	Reject
+)
+
+// String returns "drop", "accept" or "reject", the spelling used in policies,
+// audit records and reports.
+func (a Action) String() string {
+	switch a {
+	case Accept:
+		return "accept"
+	case Reject:
+		return "reject"
+	default:
+		return "drop"
+	}
+}
+
+// Verdict is the answer for one packet. The zero value is Drop.
+type Verdict struct {
+	Action  Action
+	SetMark bool   // Mark replaces the packet's mark
+	Mark    uint32 // valid iff SetMark
+}
+
+// A Handler judges packets.
+//
+// m and data are lent: valid until Handle returns. Handle is called by one
+// goroutine at a time, must not block, and is the only code between the
+// receipt of a packet and its verdict.
+type Handler interface {
+	Handle(m *Meta, data []byte) Verdict
+}

@@ -1,0 +1,80 @@
+package rules
+
+import (
+	"net/netip"
+
+	"github.com/verdictd/verdictd/packet"
+)
+
+// Facts is everything a policy may ask about one packet. It is the record
+// behind the Rego input document: Fields lists what of it is visible, and
+// under which name. What it points to is lent for one evaluation.
+type Facts struct {
+	Meta   *packet.Meta
+	Packet *packet.Packet
+
+	// Names of the interfaces Meta.In and Meta.Out; empty if there is none.
+	InInterface, OutInterface string
+}
+
+// Kind is the type of a field.
+type Kind uint8
+
+// Kinds.
+const (
+	Bool   Kind = iota // Value.Int is 0 or 1
+	Int                // Value.Int
+	String             // Value.Str
+	Addr               // Value.Addr; a string in the input document
+)
+
+// Value is the value of a field: the member that Kind says.
+type Value struct {
+	Int  int64
+	Str  string
+	Addr netip.Addr
+}
+
+// Scope says how long a field's value holds.
+type Scope uint8
+
+// Scopes.
+const (
+	// PerFlow fields are part of the flow's identity: the same in every packet
+	// of one direction of a flow at one hook.
+	PerFlow Scope = iota
+	// PerSocket fields belong to the sending socket. They are the same in
+	// every packet of a flow in which they are present; packets that the
+	// kernel sends for a closed socket lack them.
+	PerSocket
+	// PerPacket fields may differ from packet to packet.
+	PerPacket
+)
+
+// Field is one leaf of the input document.
+type Field struct {
+	Path  string // dotted, below input: "ip.src"
+	Kind  Kind
+	Scope Scope
+	Doc   string
+
+	Enum []string // for String: every value it can take; nil if open
+	Max  int64    // for Int: greatest value; the least is 0
+
+	// Get puts the field's value of f into v and returns true, or returns
+	// false where the packet has no such field: then it is undefined in Rego.
+	// It allocates nothing.
+	Get func(f *Facts, v *Value) bool
+}
+
+// FieldSet is a set of fields, by their index in Fields.
+type FieldSet [2]uint64
+
+// Add puts field i into the set.
+func (s *FieldSet) Add(i int) { s[i>>6] |= 1 << (i & 63) }
+
+// Has returns whether field i is in the set.
+func (s *FieldSet) Has(i int) bool { return s[i>>6]&(1<<(i&63)) != 0 }
+
+// Union puts all of t into the set.
+func (s *FieldSet) Union(t FieldSet) { s[0] |= t[0]; s[1] |= t[1] }
