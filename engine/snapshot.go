@@ -41,7 +41,4 @@ type Snapshot struct {
 	// FailOpen lets packets pass that could not be decoded or whose policy
 	// evaluation failed. The zero value drops them.
 	FailOpen bool
-
-	// Interfaces gives the names of interfaces by index.
-	Interfaces map[uint32]string
 }

@@ -61,6 +61,11 @@ type Field struct {
 	Enum []string // for String: every value it can take; nil if open
 	Max  int64    // for Int: greatest value; the least is 0
 
+	// Index, for a String whose values are names of numbered things, gives the
+	// number, 0 if the packet has none; nil for other fields. It spares those
+	// who only compare values the text.
+	Index func(f *Facts) uint32
+
 	// Get puts the field's value of f into v and returns true, or returns
 	// false where the packet has no such field: then it is undefined in Rego.
 	// It allocates nothing.

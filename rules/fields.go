@@ -130,9 +130,11 @@ func placeFields() []Field {
 			Doc: "The packet's way as this host sees it: in for input and prerouting, out for output and postrouting.",
 			Get: func(f *Facts, v *Value) bool { v.Str = f.Meta.Hook.Direction(); return true }},
 		{Path: "interface.in", Kind: String, Scope: PerPacket, Doc: "Name of the interface that the packet came in by.",
-			Get: func(f *Facts, v *Value) bool { v.Str = f.InInterface; return v.Str != "" }},
+			Index: func(f *Facts) uint32 { return f.Meta.In },
+			Get:   func(f *Facts, v *Value) bool { v.Str = f.InInterface; return v.Str != "" }},
 		{Path: "interface.out", Kind: String, Scope: PerPacket, Doc: "Name of the interface that the packet leaves by.",
-			Get: func(f *Facts, v *Value) bool { v.Str = f.OutInterface; return v.Str != "" }},
+			Index: func(f *Facts) uint32 { return f.Meta.Out },
+			Get:   func(f *Facts, v *Value) bool { v.Str = f.OutInterface; return v.Str != "" }},
 		{Path: "mark", Kind: Int, Scope: PerPacket, Max: 1<<32 - 1, Doc: "Packet mark; 0 if none is set.",
 			Get: func(f *Facts, v *Value) bool { return num(v, f.Meta.Mark) }},
 	}

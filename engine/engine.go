@@ -1,0 +1,120 @@
+package engine
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/verdictd/verdictd/logsink"
+	"github.com/verdictd/verdictd/rules"
+)
+
+// Config are the settings of an Engine that do not change while it runs.
+type Config struct {
+	// Flows is how many flows each worker remembers; 0 means 65,536. See
+	// BytesPerFlow for what one costs. Memory is taken when a worker is made
+	// and never grows.
+	Flows int
+
+	// Workers is how many workers there will be; 0 means 1.
+	Workers int
+
+	// InterfaceName gives the name of an interface by its index, "" if there
+	// is none; nil means no names. Workers call it when they ask the policy,
+	// not for packets of decided flows. When a name changes, call Refresh.
+	InterfaceName func(index uint32) string
+
+	// Now is the clock that latencies are measured with, in Unix nanoseconds;
+	// nil leaves them out, as a replay must.
+	Now func() int64
+}
+
+// Engine holds what all workers share: the current Snapshot.
+type Engine struct {
+	cfg     Config
+	fields  []rules.Field
+	peers   *peers // nil with one worker
+	current atomic.Pointer[published]
+
+	mu      sync.Mutex // serialises Publish and Refresh; guards workers
+	workers []*Worker
+}
+
+// published is a Snapshot with the number that flow entries remember it by.
+type published struct {
+	Snapshot
+	epoch uint32
+}
+
+// New returns an Engine that drops everything until a Snapshot is published.
+func New(cfg Config) *Engine {
+	if cfg.Flows == 0 {
+		cfg.Flows = 1 << 16
+	}
+	if cfg.InterfaceName == nil {
+		cfg.InterfaceName = func(uint32) string { return "" }
+	}
+	e := &Engine{cfg: cfg, fields: rules.Fields()}
+	if cfg.Workers > 1 {
+		e.peers = newPeers()
+	}
+	return e
+}
+
+// Publish makes s what packets are judged by, from the next packet on. What
+// flows remember of earlier snapshots no longer counts. It may be called from
+// any goroutine.
+func (e *Engine) Publish(s Snapshot) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.publish(s)
+}
+
+// Refresh makes workers judge every flow anew by the same policy, because
+// something it was judged by, such as an interface's name, has changed.
+func (e *Engine) Refresh() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p := e.current.Load(); p != nil {
+		e.publish(p.Snapshot)
+	}
+}
+
+func (e *Engine) publish(s Snapshot) {
+	epoch := uint32(1) // 0 marks a slot that holds no decision
+	if p := e.current.Load(); p != nil {
+		if epoch = p.epoch + 1; epoch == 0 {
+			epoch = 1
+		}
+	}
+	e.current.Store(&published{Snapshot: s, epoch: epoch})
+}
+
+// Snapshot returns the current snapshot; ok is false if none was published.
+func (e *Engine) Snapshot() (s Snapshot, ok bool) {
+	if p := e.current.Load(); p != nil {
+		return p.Snapshot, true
+	}
+	return Snapshot{}, false
+}
+
+// NewWorker returns a worker that puts its events into ring; nil means none.
+func (e *Engine) NewWorker(ring *logsink.Ring) *Worker {
+	w := newWorker(e, ring)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.workers = append(e.workers, w)
+	return w
+}
+
+// Stats returns the sum of what all workers counted, as of their last Tick.
+func (e *Engine) Stats() Stats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var sum Stats
+	for _, w := range e.workers {
+		if s := w.stats.Load(); s != nil {
+			sum.add(s)
+		}
+	}
+	return sum
+}

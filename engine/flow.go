@@ -1,0 +1,183 @@
+package engine
+
+import (
+	"bytes"
+	"net/netip"
+	"time"
+
+	"github.com/verdictd/verdictd/packet"
+)
+
+// flowKey is the identity of a flow, the same for both directions: the two
+// endpoints in a fixed order, and the place they are seen from.
+type flowKey struct {
+	lo, hi         [16]byte
+	loPort, hiPort uint16
+	protocol       uint8
+	version        uint8
+	place          uint8
+	_              uint8
+}
+
+// Places. A packet of a local socket is seen at OUTPUT and its reply at
+// INPUT; over loopback one packet is seen at both, and these are two flows:
+// that of the sender and that of the receiver.
+const (
+	placeForward uint8 = iota
+	placeLocalLo       // the lower endpoint is this host
+	placeLocalHi
+	placeRouting // PREROUTING and POSTROUTING
+)
+
+// flowOf returns the flow of a packet seen at hook, and its direction: 0 if
+// the lower endpoint sends.
+func flowOf(k packet.Key, hook packet.Hook) (f flowKey, dir int) {
+	if c := bytes.Compare(k.Src[:], k.Dst[:]); c > 0 || c == 0 && k.SrcPort > k.DstPort {
+		k = k.Reverse()
+		dir = 1
+	}
+	f = flowKey{lo: k.Src, hi: k.Dst, loPort: k.SrcPort, hiPort: k.DstPort, protocol: k.Protocol, version: k.Version}
+	switch hook {
+	case packet.Forward:
+		f.place = placeForward
+	case packet.Output:
+		f.place = placeLocalLo + uint8(dir)
+	case packet.Input:
+		f.place = placeLocalHi - uint8(dir)
+	default:
+		f.place = placeRouting
+	}
+	return f, dir
+}
+
+// reverseHook is the hook at which the other direction of a flow is seen.
+func reverseHook(h packet.Hook) packet.Hook {
+	switch h {
+	case packet.Output:
+		return packet.Input
+	case packet.Input:
+		return packet.Output
+	case packet.Prerouting:
+		return packet.Postrouting
+	case packet.Postrouting:
+		return packet.Prerouting
+	}
+	return h
+}
+
+// slot is what one direction of a flow was told.
+type slot struct {
+	epoch    uint32 // of the snapshot that decided; 0: nothing decided
+	decision uint32 // index in the worker's decisions of that epoch
+	values   bitsOf // of the volatile fields that the decision depended on
+	shape    uint16 // which fields these are; noReuse: the decision holds for one packet
+	accept   bool   // the policy accepts: replies are established
+	failed   bool   // the policy had no decision: ask again after errorHold
+	peer     bool   // accepted by another worker
+	logged   bool   // a FlowDecision event was written
+}
+
+// entry is a flow in the table. It holds no pointers, so that the garbage
+// collector does not look at a table of millions.
+type entry struct {
+	key         flowKey
+	id          uint64
+	start, last int64 // Unix nanoseconds
+	packets     [2]uint64
+	bytes       [2]uint64
+	slot        [2]slot
+	uid, gid    uint32 // of the initiator's socket
+	repeats     uint32 // dropped packets not yet reported
+	reported    uint32 // Unix seconds of the last event about drops
+	known       uint8  // hasUID ...
+	initiator   uint8  // direction of the first packet
+	tcp         uint8  // seenFIN0 ...
+	hook        packet.Hook
+}
+
+// Bits of entry.known and entry.tcp.
+const (
+	hasUID = 1 << iota
+	hasGID
+	hasPorts
+
+	seenFIN0 = 1 // FIN from direction 0
+	seenFIN1 = 2
+	seenRST  = 4
+)
+
+// How long a flow is remembered after its last packet. The values for
+// accepted flows are those of the kernel's connection tracking, so that a
+// flow which the kernel still knows is not forgotten here.
+const (
+	holdTCPNew         = 2 * time.Minute
+	holdTCPEstablished = 5 * 24 * time.Hour
+	holdTCPClosed      = 30 * time.Second
+	holdReplied        = 3 * time.Minute
+	holdOneWay         = 30 * time.Second
+	holdDropped        = 30 * time.Second
+	errorHold          = time.Second
+	repeatEvery        = 10 // seconds between two events about drops of one flow
+)
+
+// accepted returns whether some direction of the flow was accepted, by
+// whatever snapshot.
+func (e *entry) accepted() bool { return e.slot[0].accept || e.slot[1].accept }
+
+// replied returns whether both directions have sent and one was accepted:
+// such flows are not evicted in favour of new ones.
+func (e *entry) replied() bool { return e.packets[0] > 0 && e.packets[1] > 0 && e.accepted() }
+
+func (e *entry) closed() bool { return e.tcp&seenRST != 0 || e.tcp&3 == 3 }
+
+func (e *entry) hold() time.Duration {
+	switch {
+	case !e.accepted():
+		return holdDropped
+	case e.key.protocol == packet.ProtoTCP && e.closed():
+		return holdTCPClosed
+	case e.key.protocol == packet.ProtoTCP && e.replied():
+		return holdTCPEstablished
+	case e.key.protocol == packet.ProtoTCP:
+		return holdTCPNew
+	case e.replied():
+		return holdReplied
+	}
+	return holdOneWay
+}
+
+func (e *entry) expired(now int64) bool { return now-e.last > int64(e.hold()) }
+
+// count notes a packet of direction dir.
+func (e *entry) count(now int64, p *packet.Packet, dir int) {
+	if now > e.last {
+		e.last = now
+	}
+	e.packets[dir]++
+	e.bytes[dir] += uint64(p.TotalLength)
+	if p.Protocol != packet.ProtoTCP {
+		return
+	}
+	if p.TCPFlags&packet.RST != 0 {
+		e.tcp |= seenRST
+	}
+	if p.TCPFlags&packet.FIN != 0 {
+		e.tcp |= seenFIN0 << dir
+	}
+}
+
+// endpoints returns the flow's addresses and ports as the initiator sends.
+func (e *entry) endpoints() (src, dst netip.AddrPort) {
+	addr := func(a [16]byte, port uint16) netip.AddrPort {
+		ip := netip.AddrFrom16(a)
+		if e.key.version == 4 {
+			ip = ip.Unmap()
+		}
+		return netip.AddrPortFrom(ip, port)
+	}
+	src, dst = addr(e.key.lo, e.key.loPort), addr(e.key.hi, e.key.hiPort)
+	if e.initiator == 1 {
+		return dst, src
+	}
+	return src, dst
+}

@@ -1,0 +1,192 @@
+package engine
+
+import (
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/rules"
+)
+
+// evaluate asks the policy about the current packet and facts. The result is
+// w.said, overwritten by the next evaluation.
+func (w *Worker) evaluate() (*rules.Decision, error) {
+	m := w.facts.Meta
+	w.counts.Evaluated++
+	w.facts.InInterface = w.engine.cfg.InterfaceName(m.In)
+	w.facts.OutInterface = w.engine.cfg.InterfaceName(m.Out)
+	w.said = rules.Decision{}
+	err := w.now.Policy.Evaluate(&w.facts, &w.said)
+	if err != nil {
+		w.counts.PolicyErrors++
+		w.said = rules.Decision{Action: w.failAction(), Log: true, Reads: w.said.Reads}
+	}
+	w.out.Error = err
+	return &w.said, err
+}
+
+// conclude turns a fresh evaluation into a verdict.
+func (w *Worker) conclude(d *rules.Decision, err error) packet.Verdict {
+	if err != nil {
+		return w.finish(nil, d.Action, ReasonPolicyError)
+	}
+	return w.finish(w.intern(d), d.Action, ReasonPolicy)
+}
+
+// judge asks the policy about a packet of flow e and remembers the answer.
+func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
+	if m.HasUID && m.Hook.Direction() == "out" {
+		e.uid, e.gid = m.UID, m.GID
+		e.known = e.known&hasPorts | hasUID
+		if m.HasGID {
+			e.known |= hasGID
+		}
+	}
+	d, err := w.evaluate()
+	if d.Action != packet.Accept && w.engine.peers != nil && w.engine.peers.accepted(&e.key, 1-dir, w.now.epoch) {
+		e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true}
+		w.counts.Established++
+		return w.finish(nil, packet.Accept, ReasonEstablished)
+	}
+	before := e.slot[dir]
+	v := w.conclude(d, err)
+	w.remember(&e.slot[dir], d, err)
+	if d.Action == packet.Accept && w.engine.peers != nil {
+		w.engine.peers.tell(&e.key, dir, w.now.epoch)
+	}
+	if w.sameAnswer(&before, &e.slot[dir]) {
+		e.slot[dir].logged = before.logged
+		return v
+	}
+	e.slot[dir].logged = w.logFlow(e, m)
+	return v
+}
+
+// remember writes an answer into a slot, with what it depends on.
+func (w *Worker) remember(s *slot, d *rules.Decision, err error) {
+	*s = slot{epoch: w.now.epoch, accept: d.Action == packet.Accept, shape: noReuse}
+	i, ok := w.indexOf(d)
+	if !ok {
+		s.epoch, s.accept = 0, false // ask again at each packet
+		return
+	}
+	s.decision = i
+	if err != nil {
+		s.failed, s.shape = true, 0
+		s.values[0] = uint64(w.facts.Meta.Time / int64(errorHold))
+		return
+	}
+	if s.shape = w.shapeOf(d.Reads); s.shape != 0 && s.shape != noReuse {
+		s.values, _ = w.known.shapes[s.shape].pack(&w.facts)
+	}
+}
+
+// sameAnswer returns whether two slots say the same, perhaps for different
+// reasons or by different generations.
+func (w *Worker) sameAnswer(a, b *slot) bool {
+	if a.epoch == 0 || b.epoch == 0 || a.failed != b.failed || a.peer != b.peer {
+		return false
+	}
+	x, y := w.decisionOf(a), w.decisionOf(b)
+	return x != nil && y != nil && x.Action == y.Action && x.Rule == y.Rule && x.Reason == y.Reason
+}
+
+// stillAccepted returns whether the other direction of a flow, which was
+// accepted once, is accepted by the current snapshot. If it was not judged by
+// it yet, it is judged now, on a packet made from the reply at hand: else a
+// flow that a new policy forbids could go on as long as only the far end
+// sends.
+func (w *Worker) stillAccepted(e *entry, s *slot, m *packet.Meta) bool {
+	if s.epoch == w.now.epoch {
+		return true
+	}
+	reply, before := w.pkt, *s
+	mirror := *m
+	mirror.Hook = reverseHook(m.Hook)
+	mirror.In, mirror.Out = m.Out, m.In
+	mirror.PhysIn, mirror.PhysOut = m.PhysOut, m.PhysIn
+	mirror.HasUID, mirror.HasGID = false, false
+	if mirror.Hook.Direction() == "out" {
+		mirror.UID, mirror.HasUID = e.uid, e.known&hasUID != 0
+		mirror.GID, mirror.HasGID = e.gid, e.known&hasGID != 0
+	}
+	reversePacket(&w.pkt)
+	w.facts.Meta = &mirror
+	d, err := w.evaluate()
+	w.remember(s, d, err)
+	s.logged = before.logged
+	if !w.sameAnswer(&before, s) {
+		if err != nil {
+			w.explain(nil, d.Action, ReasonPolicyError)
+		} else {
+			w.explain(w.intern(d), d.Action, ReasonPolicy)
+		}
+		s.logged = w.logFlow(e, &mirror)
+	}
+	w.pkt, w.facts.Meta = reply, m
+	return s.accept
+}
+
+// reversePacket turns a reply into a packet of the direction it answers.
+func reversePacket(p *packet.Packet) {
+	p.Src, p.Dst = p.Dst, p.Src
+	p.SrcPort, p.DstPort = p.DstPort, p.SrcPort
+	switch {
+	case p.Echo && p.Version == 4:
+		p.ICMPType = packet.ICMPEchoRequest
+	case p.Echo:
+		p.ICMPType = packet.ICMPv6EchoRequest
+	}
+}
+
+// decisionOf returns what the slot says; nil if that is no longer known.
+func (w *Worker) decisionOf(s *slot) *rules.Decision {
+	for _, k := range []*knownDecisions{&w.known, &w.older} {
+		if k.epoch == s.epoch && !s.peer && int(s.decision) < len(k.list) {
+			return k.list[s.decision]
+		}
+	}
+	return nil
+}
+
+// indexOf returns the index under which the decision is kept; ok is false if
+// there are too many.
+func (w *Worker) indexOf(d *rules.Decision) (i uint32, ok bool) {
+	if i, ok := w.known.index[*d]; ok {
+		return i, true
+	}
+	if len(w.known.list) >= maxDecisions {
+		return 0, false
+	}
+	kept := *d
+	i = uint32(len(w.known.list))
+	w.known.list = append(w.known.list, &kept)
+	w.known.index[kept] = i
+	return i, true
+}
+
+// intern returns a copy of the decision that stays valid.
+func (w *Worker) intern(d *rules.Decision) *rules.Decision {
+	if i, ok := w.indexOf(d); ok {
+		return w.known.list[i]
+	}
+	kept := *d
+	return &kept
+}
+
+// shapeOf returns the index of the shape of reads' volatile fields.
+func (w *Worker) shapeOf(reads rules.FieldSet) uint16 {
+	if i, ok := w.known.byReads[reads]; ok {
+		return i
+	}
+	i := uint16(noReuse)
+	s, ok := newShape(w.engine.fields, reads)
+	switch {
+	case ok && len(s.parts) == 0:
+		i = 0
+	case ok && len(w.known.shapes) < maxShapes:
+		i = uint16(len(w.known.shapes))
+		w.known.shapes = append(w.known.shapes, s)
+	}
+	if len(w.known.byReads) < maxDecisions {
+		w.known.byReads[reads] = i
+	}
+	return i
+}

@@ -1,0 +1,183 @@
+package engine
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"math/bits"
+	"unsafe"
+)
+
+// ways is how many places a flow can be put in. Eight one-byte tags fill one
+// word, which is read before any entry is touched.
+const ways = 8
+
+// BytesPerFlow is the memory that one flow of Config.Flows costs.
+const BytesPerFlow = int(unsafe.Sizeof(entry{})) + 1
+
+// table is a set-associative flow table of fixed size. Find, insert and
+// remove look at one set of eight entries, whatever is in the table; the hash
+// is keyed, so that nobody outside can choose tuples that meet in one set.
+type table struct {
+	tags    []uint64 // per set: a byte for each way, 0 if the way is free
+	entries []entry
+	mask    uint64
+	key     [2]uint64
+	used    uint64
+	swept   uint64 // next set to sweep
+}
+
+func newTable(flows int) *table {
+	sets := uint64(1)
+	for sets*ways < uint64(flows) {
+		sets <<= 1
+	}
+	t := &table{tags: make([]uint64, sets), entries: make([]entry, sets*ways), mask: sets - 1}
+	var seed [16]byte
+	rand.Read(seed[:]) // never fails
+	t.key = [2]uint64{binary.LittleEndian.Uint64(seed[:8]), binary.LittleEndian.Uint64(seed[8:]) | 1}
+	return t
+}
+
+// hash mixes the key with 128-bit multiplications, a word at a time.
+func (t *table) hash(k *flowKey) uint64 {
+	h := t.mix(t.key[0], binary.LittleEndian.Uint64(k.lo[:8]))
+	h = t.mix(h, binary.LittleEndian.Uint64(k.lo[8:]))
+	h = t.mix(h, binary.LittleEndian.Uint64(k.hi[:8]))
+	h = t.mix(h, binary.LittleEndian.Uint64(k.hi[8:]))
+	h = t.mix(h, uint64(k.loPort)<<48|uint64(k.hiPort)<<32|uint64(k.protocol)<<16|uint64(k.version)<<8|uint64(k.place))
+	hi, lo := bits.Mul64(h, 0x9e3779b97f4a7c15)
+	return hi ^ lo
+}
+
+func (t *table) mix(h, x uint64) uint64 {
+	hi, lo := bits.Mul64(h^x, t.key[1])
+	return hi ^ lo ^ bits.RotateLeft64(x, 29)
+}
+
+// find returns the entry of k, or nil. The entry is the table's: valid until
+// the next insert or sweep.
+func (t *table) find(k *flowKey) *entry {
+	h := t.hash(k)
+	set, tag := h&t.mask, tagOf(h)
+	tags := t.tags[set]
+	for way := range uint64(ways) {
+		if uint8(tags>>(8*way)) != tag {
+			continue
+		}
+		if e := &t.entries[set*ways+way]; e.key == *k {
+			return e
+		}
+	}
+	return nil
+}
+
+// insert returns a cleared entry for k, which must not be in the table. A
+// place is found, in this order: a free one, an expired flow's, the oldest
+// flow's that is not established. Whoever is removed is given to end first.
+// If all eight are established, insert returns nil.
+func (t *table) insert(k *flowKey, now int64, end func(e *entry, why string)) *entry {
+	h := t.hash(k)
+	set := h & t.mask
+	way, why := t.place(set, now)
+	if way < 0 {
+		return nil
+	}
+	e := &t.entries[set*ways+uint64(way)]
+	if why != "" {
+		end(e, why)
+		t.used--
+	}
+	*e = entry{key: *k}
+	shift := 8 * uint64(way)
+	t.tags[set] = t.tags[set]&^(0xff<<shift) | uint64(tagOf(h))<<shift
+	t.used++
+	return e
+}
+
+// Reasons for the end of a flow.
+const (
+	endTimeout  = "timeout"
+	endClosed   = "closed"
+	endEvicted  = "evicted"
+	endReused   = "reused"
+	endShutdown = "shutdown"
+)
+
+// place chooses a way of the set for a new flow, or -1. why is empty if the
+// way is free.
+func (t *table) place(set uint64, now int64) (way int, why string) {
+	best, rank, oldest := -1, 0, int64(0)
+	for i := range ways {
+		if uint8(t.tags[set]>>(8*i)) == 0 {
+			return i, ""
+		}
+		e := &t.entries[set*ways+uint64(i)]
+		r := 0
+		switch {
+		case e.expired(now):
+			r = 3
+		case !e.accepted():
+			r = 2
+		case !e.replied():
+			r = 1
+		}
+		if r > rank || r == rank && r > 0 && e.last < oldest {
+			best, rank, oldest = i, r, e.last
+		}
+	}
+	if rank == 3 {
+		return best, t.entries[set*ways+uint64(best)].endReason()
+	}
+	return best, endEvicted
+}
+
+func (e *entry) endReason() string {
+	if e.closed() {
+		return endClosed
+	}
+	return endTimeout
+}
+
+// sweep looks at the next sets for expired flows, gives each to end and
+// removes it.
+func (t *table) sweep(sets int, now int64, end func(e *entry, why string)) {
+	for range min(uint64(sets), t.mask+1) {
+		set := t.swept & t.mask
+		t.swept++
+		if t.tags[set] == 0 {
+			continue
+		}
+		t.removeIf(set, func(e *entry) (string, bool) { return e.endReason(), e.expired(now) }, end)
+	}
+}
+
+// clear gives every flow to end and empties the table.
+func (t *table) clear(end func(e *entry, why string)) {
+	for set := range t.tags {
+		if t.tags[set] != 0 {
+			t.removeIf(uint64(set), func(*entry) (string, bool) { return endShutdown, true }, end)
+		}
+	}
+}
+
+func (t *table) removeIf(set uint64, gone func(e *entry) (string, bool), end func(e *entry, why string)) {
+	for way := range uint64(ways) {
+		shift := 8 * way
+		if uint8(t.tags[set]>>shift) == 0 {
+			continue
+		}
+		e := &t.entries[set*ways+way]
+		why, ok := gone(e)
+		if !ok {
+			continue
+		}
+		end(e, why)
+		t.tags[set] &^= 0xff << shift
+		t.used--
+	}
+}
+
+// tagOf is a byte of the hash that is not used for the set, never 0.
+func tagOf(h uint64) uint8 {
+	return uint8(h>>56) | 1
+}

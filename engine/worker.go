@@ -1,0 +1,323 @@
+package engine
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/verdictd/verdictd/logsink"
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/rules"
+)
+
+// Reasons why a packet got its verdict. They are constants, so that a verdict
+// can carry one for free.
+const (
+	ReasonPolicy      = "policy"       // the policy decided, for this packet or earlier for its flow
+	ReasonEstablished = "established"  // reply direction of a flow that the policy accepted
+	ReasonRelated     = "related"      // ICMP error about such a flow
+	ReasonMalformed   = "malformed"    // could not be decoded as the kernel would
+	ReasonPolicyError = "policy_error" // the policy ended in an error
+	ReasonNotIP       = "not_ip"       // in a capture: not a packet that the hooks would see
+	ReasonNoPolicy    = "no_policy"    // no policy has been published yet
+)
+
+// Outcome explains the last verdict of a worker.
+type Outcome struct {
+	Packet   *packet.Packet  // lent: valid until the next Handle
+	Decision *rules.Decision // what the policy said; nil if it had no say
+	Reason   string          // one of the Reason constants
+	Error    error           // why the policy had no decision, if it was asked for this packet
+	Flow     uint64          // id of the flow, 0 if none
+	Action   packet.Action   // what happened; in monitor mode not what Decision says
+	Monitor  bool            // Action is Accept because the mode is monitor
+}
+
+// Worker judges packets. It owns a flow table and is for one goroutine.
+type Worker struct {
+	engine  *Engine
+	ring    *logsink.Ring
+	decoder *packet.Decoder
+	table   *table
+	now     *published // the snapshot this packet is judged by
+
+	pkt   packet.Packet
+	facts rules.Facts
+	out   Outcome
+	said  rules.Decision // what the policy said last
+
+	known, older knownDecisions
+	nextFlow     uint64
+	lastTick     int64
+	counts       Stats
+	stats        atomic.Pointer[Stats]
+}
+
+// knownDecisions are the decisions made under one snapshot. Flow entries
+// refer to them by index, so that a flow costs no pointers, and a policy that
+// gives a million flows the same answer costs one Decision.
+type knownDecisions struct {
+	epoch   uint32
+	list    []*rules.Decision
+	index   map[rules.Decision]uint32
+	shapes  []shape
+	byReads map[rules.FieldSet]uint16
+}
+
+// maxDecisions bounds the distinct decisions remembered of one snapshot, for
+// policies that write something new into every reason.
+const maxDecisions = 1 << 16
+
+func newWorker(e *Engine, ring *logsink.Ring) *Worker {
+	w := &Worker{engine: e, ring: ring, decoder: packet.NewDecoder(), table: newTable(e.cfg.Flows)}
+	w.facts.Packet = &w.pkt
+	w.out.Packet = &w.pkt
+	return w
+}
+
+// Handle judges one packet. It implements packet.Handler: m and data are lent
+// until it returns.
+func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
+	w.counts.Packets++
+	w.out = Outcome{Packet: &w.pkt}
+	w.decoder.Decode(m, data, &w.pkt)
+	if w.now = w.engine.current.Load(); w.now == nil {
+		return w.finish(nil, packet.Drop, ReasonNoPolicy)
+	}
+	if w.known.epoch != w.now.epoch {
+		w.older, w.known = w.known, knownDecisions{
+			epoch:   w.now.epoch,
+			index:   map[rules.Decision]uint32{},
+			shapes:  []shape{{}}, // 0: nothing volatile
+			byReads: map[rules.FieldSet]uint16{},
+		}
+	}
+	w.facts.Meta = m
+	switch {
+	case w.pkt.Status == packet.NotIP:
+		return w.finish(nil, packet.Accept, ReasonNotIP)
+	case w.pkt.Status == packet.Malformed:
+		w.counts.Malformed++
+		v := w.finish(nil, w.failAction(), ReasonMalformed)
+		w.logPacket(m)
+		return v
+	case w.pkt.HasInner:
+		return w.handleError(m)
+	case !hasFlow(&w.pkt):
+		return w.handleSingle(m)
+	}
+	return w.handleFlow(m)
+}
+
+// Outcome explains the verdict that Handle returned last. It is lent: valid
+// until the next Handle.
+func (w *Worker) Outcome() *Outcome { return &w.out }
+
+// Tick lets the worker expire flows and publish its counts. The owner calls
+// it between packets, at least once a second, with the current time in Unix
+// nanoseconds (in a replay, the capture's).
+func (w *Worker) Tick(now int64) {
+	// The whole table is swept once in sweepPeriod, a part at each tick.
+	const sweepPeriod = int64(10 * time.Second)
+	if since := now - w.lastTick; since > 0 && w.lastTick != 0 {
+		sets := uint64(len(w.table.tags))
+		due := sets
+		if since < sweepPeriod {
+			due = sets * uint64(since) / uint64(sweepPeriod)
+		}
+		if due == 0 {
+			w.publishStats()
+			return // too little time for one set: let it add up
+		}
+		w.table.sweep(int(min(due, maxSweep)), now, w.endFlow)
+	}
+	w.lastTick = now
+	w.publishStats()
+}
+
+// maxSweep bounds the sets that one Tick looks at, to bound the time that
+// packets wait for it.
+const maxSweep = 4096
+
+// Close ends all flows, so that their last events are written, and publishes
+// the final counts. The worker is not to be used afterwards.
+func (w *Worker) Close() {
+	w.table.clear(w.endFlow)
+	w.publishStats()
+}
+
+func (w *Worker) publishStats() {
+	s := w.counts
+	s.Flows = w.table.used
+	w.stats.Store(&s)
+}
+
+// hasFlow returns whether what is decided about p holds for a flow. Fragments
+// without ports and ICMP messages other than echo are judged one by one.
+func hasFlow(p *packet.Packet) bool {
+	return p.Status == packet.OK && (!p.IsICMP() || p.Echo)
+}
+
+// handleSingle judges a packet that belongs to no flow.
+func (w *Worker) handleSingle(m *packet.Meta) packet.Verdict {
+	d, err := w.evaluate()
+	v := w.conclude(d, err)
+	w.logPacket(m)
+	return v
+}
+
+// handleError judges an ICMP error: it passes if it speaks about an accepted
+// flow, for without these errors path MTU discovery breaks; else the policy
+// decides.
+func (w *Worker) handleError(m *packet.Meta) packet.Verdict {
+	key, _ := flowOf(w.pkt.Inner, reverseHook(m.Hook))
+	e := w.table.find(&key)
+	if e == nil || !(w.live(&e.slot[0]) || w.live(&e.slot[1])) {
+		return w.handleSingle(m)
+	}
+	w.counts.Related++
+	w.out.Flow = e.id
+	return w.finish(nil, packet.Accept, ReasonRelated)
+}
+
+// live returns whether the slot says accept by the current snapshot.
+func (w *Worker) live(s *slot) bool { return s.accept && s.epoch == w.now.epoch }
+
+// handleFlow judges a packet of a flow: from memory if it can.
+func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
+	key, dir := flowOf(w.pkt.Key(), m.Hook)
+	e := w.table.find(&key)
+	if e == nil {
+		return w.firstPacket(m, &key, dir)
+	}
+	if e.expired(m.Time) || w.reopened(e) {
+		w.restart(e, dir, m)
+	}
+	e.count(m.Time, &w.pkt, dir)
+	w.out.Flow = e.id
+	own, other := &e.slot[dir], &e.slot[1-dir]
+	if own.epoch == w.now.epoch && w.holds(own, m.Time) {
+		w.counts.Known++
+		return w.repeat(e, own, m)
+	}
+	if other.accept && w.stillAccepted(e, other, m) {
+		w.counts.Established++
+		return w.finish(w.decisionOf(other), packet.Accept, ReasonEstablished)
+	}
+	return w.judge(e, dir, m)
+}
+
+// reopened returns whether the packet starts a new connection in the place of
+// one that has ended.
+func (w *Worker) reopened(e *entry) bool {
+	return e.closed() && w.pkt.Protocol == packet.ProtoTCP &&
+		w.pkt.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN
+}
+
+// restart ends the flow and lets its entry begin anew, undecided.
+func (w *Worker) restart(e *entry, dir int, m *packet.Meta) {
+	why := endReused
+	if e.expired(m.Time) {
+		why = e.endReason()
+	}
+	w.endFlow(e, why)
+	*e = entry{key: e.key}
+	w.begin(e, dir, m)
+}
+
+func (w *Worker) begin(e *entry, dir int, m *packet.Meta) {
+	w.nextFlow++
+	w.counts.FlowsNew++
+	e.id, e.start, e.last = w.nextFlow, m.Time, m.Time
+	e.initiator, e.hook, e.known = uint8(dir), m.Hook, 0
+	if w.pkt.HasPorts {
+		e.known = hasPorts
+	}
+}
+
+// holds returns whether what the slot says holds for the current packet: the
+// volatile fields that it was read from have the same values.
+func (w *Worker) holds(s *slot, now int64) bool {
+	if s.shape == noReuse {
+		return false
+	}
+	if s.failed && now/int64(errorHold) != int64(s.values[0]) {
+		return false
+	}
+	if s.failed || s.shape == 0 {
+		return true
+	}
+	v, free := w.known.shapes[s.shape].pack(&w.facts)
+	return v.agrees(&s.values, &free)
+}
+
+// repeat answers from a slot of the current snapshot.
+func (w *Worker) repeat(e *entry, s *slot, m *packet.Meta) packet.Verdict {
+	d := w.decisionOf(s)
+	if s.logged && d.Action != packet.Accept {
+		w.countRepeat(e, s, m)
+	}
+	if s.failed {
+		return w.finish(nil, d.Action, ReasonPolicyError)
+	}
+	return w.finish(d, d.Action, ReasonPolicy)
+}
+
+// firstPacket judges a packet of a flow that is not in the table.
+func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
+	if w.pkt.Echo && !isEchoRequest(&w.pkt) {
+		return w.handleSingle(m) // an answer that nobody asked for starts no flow
+	}
+	e := w.table.insert(key, m.Time, w.endFlow)
+	if e == nil {
+		w.counts.FlowsNoRoom++
+		return w.handleSingle(m)
+	}
+	w.begin(e, dir, m)
+	e.count(m.Time, &w.pkt, dir)
+	w.out.Flow = e.id
+	return w.judge(e, dir, m)
+}
+
+func isEchoRequest(p *packet.Packet) bool {
+	if p.Version == 6 {
+		return p.ICMPType == packet.ICMPv6EchoRequest
+	}
+	return p.ICMPType == packet.ICMPEchoRequest
+}
+
+// explain notes the outcome; in monitor mode everything is accepted.
+func (w *Worker) explain(d *rules.Decision, action packet.Action, reason string) {
+	w.out.Decision, w.out.Reason, w.out.Action, w.out.Monitor = d, reason, action, false
+	if w.now != nil && w.now.Mode == Monitor && action != packet.Accept {
+		w.out.Action, w.out.Monitor = packet.Accept, true
+	}
+}
+
+// finish notes the outcome, counts it and makes the verdict.
+func (w *Worker) finish(d *rules.Decision, action packet.Action, reason string) packet.Verdict {
+	w.explain(d, action, reason)
+	if w.out.Monitor {
+		w.counts.WouldDrop++
+	}
+	v := packet.Verdict{Action: w.out.Action}
+	switch v.Action {
+	case packet.Accept:
+		w.counts.Accepted++
+	case packet.Reject:
+		w.counts.Rejected++
+	default:
+		w.counts.Dropped++
+	}
+	if d != nil && d.SetMark && reason == ReasonPolicy && v.Action == packet.Accept {
+		v.SetMark, v.Mark = true, d.Mark
+	}
+	return v
+}
+
+// failAction is what happens to packets that nothing could be decided about.
+func (w *Worker) failAction() packet.Action {
+	if w.now.FailOpen {
+		return packet.Accept
+	}
+	return packet.Drop
+}
