@@ -315,7 +315,7 @@ func TestVolatileFields(t *testing.T) {
 
 func TestTooManyVolatileBits(t *testing.T) {
 	policy := https()
-	policy.reads = reading(t, "tcp.seq", "tcp.ack", "time.unix", "packet.length", "mark")
+	policy.reads = reading(t, "tcp.seq", "tcp.ack", "time.unix", "packet.length", "mark", "uid", "gid")
 	b := newBench(t, engine.Config{}, policy)
 	for range 3 {
 		b.want(packet.Output, tcp(client, server, "A"), packet.Accept, engine.ReasonPolicy)
@@ -440,7 +440,7 @@ func TestMarkIsSet(t *testing.T) {
 }
 
 func TestEvents(t *testing.T) {
-	b := newBench(t, engine.Config{}, https())
+	b := newBench(t, engine.Config{Flows: 64}, https())
 	b.send(packet.Output, tcp(client, server, "S"))
 	b.send(packet.Input, tcp(server, client, "SA"))
 	b.send(packet.Output, tcp(client, telnet, "S"))

@@ -74,7 +74,7 @@ func (w *Worker) remember(s *slot, d *rules.Decision, err error) {
 		return
 	}
 	if s.shape = w.shapeOf(d.Reads); s.shape != 0 && s.shape != noReuse {
-		s.values, _ = w.known.shapes[s.shape].pack(&w.facts)
+		s.values, _ = w.known.shapes[s.shape].pack(&w.facts, &w.value)
 	}
 }
 

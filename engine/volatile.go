@@ -77,11 +77,12 @@ func widthOf(f *rules.Field) (width uint8, ok bool) {
 }
 
 // pack returns the values of f's fields, and the bits in which they need not
-// agree with a flow's.
-func (s *shape) pack(f *rules.Facts) (v, free bitsOf) {
+// agree with a flow's. Field values pass through scratch, which stays off the
+// heap that way.
+func (s *shape) pack(f *rules.Facts, scratch *rules.Value) (v, free bitsOf) {
 	for i := range s.parts {
 		p := &s.parts[i]
-		x, present := p.value(f)
+		x, present := p.value(f, scratch)
 		if present {
 			x |= 1 << (p.width - 1)
 		}
@@ -98,13 +99,12 @@ func (v *bitsOf) agrees(w, free *bitsOf) bool {
 	return (v[0]^w[0])&^free[0] == 0 && (v[1]^w[1])&^free[1] == 0 && (v[2]^w[2])&^free[2] == 0
 }
 
-func (p *part) value(f *rules.Facts) (x uint64, present bool) {
+func (p *part) value(f *rules.Facts, v *rules.Value) (x uint64, present bool) {
 	if p.field.Index != nil {
 		n := p.field.Index(f)
 		return uint64(n), n != 0
 	}
-	var v rules.Value
-	if !p.field.Get(f, &v) {
+	if !p.field.Get(f, v) {
 		return 0, false
 	}
 	if p.field.Kind != rules.String {

@@ -42,6 +42,7 @@ type Worker struct {
 
 	pkt   packet.Packet
 	facts rules.Facts
+	value rules.Value // scratch
 	out   Outcome
 	said  rules.Decision // what the policy said last
 
@@ -246,7 +247,7 @@ func (w *Worker) holds(s *slot, now int64) bool {
 	if s.failed || s.shape == 0 {
 		return true
 	}
-	v, free := w.known.shapes[s.shape].pack(&w.facts)
+	v, free := w.known.shapes[s.shape].pack(&w.facts, &w.value)
 	return v.agrees(&s.values, &free)
 }
 
