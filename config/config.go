@@ -1,0 +1,220 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+)
+
+// Config are the daemon's settings. Each has a flag of the same name, with
+// "log." and the like written "log-". The zero value of a field, except where
+// stated, is its default.
+type Config struct {
+	Queues       Queues   `yaml:"queue"`    // default: 0
+	Policy       string   `yaml:"policy"`   // default: accept and record everything
+	Mode         string   `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
+	Fail         string   `yaml:"fail"`     // open, closed; default: closed in enforce mode
+	Hooks        []string `yaml:"hook"`     // default: the user keeps the rules
+	Loopback     bool     `yaml:"loopback"` // with hook: judge loopback traffic too
+	StrictND     bool     `yaml:"strict-neighbour"`
+	NFLogGroups  Groups   `yaml:"nflog-group"`
+	Flows        int      `yaml:"flows"`         // default: 65536 per queue
+	QueueLength  int      `yaml:"queue-length"`  // packets; default: 8192
+	CopyRange    int      `yaml:"copy-range"`    // bytes; default: 256
+	PolicyBudget string   `yaml:"policy-budget"` // duration; default: 50ms
+	Log          Log      `yaml:"log"`
+}
+
+// Log are the settings of the audit log.
+type Log struct {
+	File    string `yaml:"file"`     // "-" is standard output; default: "-"
+	Pretty  bool   `yaml:"pretty"`   // lines for people instead of JSON
+	MaxSize Size   `yaml:"max-size"` // rotate at this size; default: never
+	Keep    int    `yaml:"keep"`     // rotated files to keep; default: 5
+}
+
+// Load reads a configuration file. An error has the form
+// "FILE:LINE:COLUMN: message".
+func Load(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	return Parse(path, data)
+}
+
+// Parse reads a configuration from data; name stands for it in errors.
+// Unknown and repeated keys are errors.
+func Parse(name string, data []byte) (Config, error) {
+	var c Config
+	if len(bytes.TrimSpace(data)) == 0 {
+		return c, nil
+	}
+	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
+		return Config{}, place(name, err)
+	}
+	return c, nil
+}
+
+// place puts the place and the remedy into an error of the YAML library.
+func place(name string, err error) error {
+	var at yaml.Error
+	if !errors.As(err, &at) || at.GetToken() == nil || at.GetToken().Position == nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	pos := at.GetToken().Position
+	text := at.GetMessage()
+	if _, unknown := errors.AsType[*yaml.UnknownFieldError](err); unknown {
+		text = fmt.Sprintf("unknown key %q (known keys: %s)", at.GetToken().Value, knownKeys())
+	}
+	return fmt.Errorf("%s:%d:%d: %s", name, pos.Line, pos.Column, strings.TrimSpace(text))
+}
+
+func knownKeys() string {
+	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, nflog-group, flows, queue-length, copy-range, " +
+		"policy-budget, log; in log: file, pretty, max-size, keep"
+}
+
+// Queues is a list of queue numbers, written "0", "0-3" or "0-3,8".
+type Queues []uint16
+
+// Set reads the list from its text form. It makes Queues a flag's value.
+func (q *Queues) Set(text string) error {
+	list, err := numbers("queue", text)
+	if err == nil {
+		*q = list
+	}
+	return err
+}
+
+// String returns the text form.
+func (q *Queues) String() string { return join(*q) }
+
+// Type names the text form in help texts.
+func (q *Queues) Type() string { return "N[-M],..." }
+
+// UnmarshalYAML reads the list from a scalar.
+func (q *Queues) UnmarshalYAML(node ast.Node) error { return set(q, node) }
+
+// Groups is a list of NFLOG group numbers in the same form.
+type Groups []uint16
+
+// Set reads the list from its text form.
+func (g *Groups) Set(text string) error {
+	list, err := numbers("NFLOG group", text)
+	if err == nil {
+		*g = list
+	}
+	return err
+}
+
+// String returns the text form.
+func (g *Groups) String() string { return join(*g) }
+
+// Type names the text form in help texts.
+func (g *Groups) Type() string { return "N[-M],..." }
+
+// UnmarshalYAML reads the list from a scalar.
+func (g *Groups) UnmarshalYAML(node ast.Node) error { return set(g, node) }
+
+// maxQueues bounds a list: each number costs a socket and a goroutine.
+const maxQueues = 256
+
+func numbers(what, text string) ([]uint16, error) {
+	var list []uint16
+	seen := map[uint16]bool{}
+	for part := range strings.SplitSeq(text, ",") {
+		low, high, isRange := strings.Cut(strings.TrimSpace(part), "-")
+		first, err := strconv.ParseUint(low, 10, 16)
+		last := first
+		if err == nil && isRange {
+			last, err = strconv.ParseUint(high, 10, 16)
+		}
+		if err != nil || last < first {
+			return nil, fmt.Errorf("%s %q: want a number from 0 to 65535, or a range such as 0-3", what, part)
+		}
+		if last-first >= maxQueues || len(list)+int(last-first) >= maxQueues {
+			return nil, fmt.Errorf("%s %q: more than %d", what, part, maxQueues)
+		}
+		for n := first; n <= last; n++ {
+			if seen[uint16(n)] {
+				return nil, fmt.Errorf("%s %d is given twice", what, n)
+			}
+			seen[uint16(n)] = true
+			list = append(list, uint16(n))
+		}
+	}
+	return list, nil
+}
+
+// join writes neighbouring numbers as ranges.
+func join(list []uint16) string {
+	var parts []string
+	for i := 0; i < len(list); {
+		j := i
+		for j+1 < len(list) && list[j+1] == list[j]+1 {
+			j++
+		}
+		part := strconv.Itoa(int(list[i]))
+		if j > i {
+			part += "-" + strconv.Itoa(int(list[j]))
+		}
+		parts = append(parts, part)
+		i = j + 1
+	}
+	return strings.Join(parts, ",")
+}
+
+// Size is a number of bytes, written "512", "64KiB", "100MiB" or "2GiB".
+type Size int64
+
+// Set reads the size from its text form.
+func (s *Size) Set(text string) error {
+	unit := int64(1)
+	digits := strings.TrimSpace(text)
+	for i, suffix := range []string{"KiB", "MiB", "GiB"} {
+		if rest, ok := strings.CutSuffix(digits, suffix); ok {
+			digits, unit = strings.TrimSpace(rest), int64(1)<<(10*(i+1))
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || n > (1<<62)/unit {
+		return fmt.Errorf("size %q: want a number of bytes, or one with KiB, MiB or GiB", text)
+	}
+	*s = Size(n * unit)
+	return nil
+}
+
+// String returns the text form.
+func (s *Size) String() string {
+	n, units := int64(*s), []string{"", "KiB", "MiB", "GiB"}
+	i := 0
+	for n != 0 && n%1024 == 0 && i+1 < len(units) {
+		n, i = n/1024, i+1
+	}
+	return strconv.FormatInt(n, 10) + units[i]
+}
+
+// Type names the text form in help texts.
+func (s *Size) Type() string { return "SIZE" }
+
+// UnmarshalYAML reads the size from a scalar.
+func (s *Size) UnmarshalYAML(node ast.Node) error { return set(s, node) }
+
+// set gives v the text of a YAML scalar. The error has the scalar's place.
+func set(v interface{ Set(string) error }, node ast.Node) error {
+	text := node.String()
+	if s, ok := node.(*ast.StringNode); ok {
+		text = s.Value // without quotes
+	}
+	if err := v.Set(text); err != nil {
+		return &yaml.SyntaxError{Message: err.Error(), Token: node.GetToken()}
+	}
+	return nil
+}
