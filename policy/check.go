@@ -1,0 +1,114 @@
+package policy
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/verdictd/verdictd/rules"
+)
+
+// Report is what Check found out about a policy that is well-formed.
+type Report struct {
+	Policy string   `json:"policy"`
+	Hash   string   `json:"sha256"`
+	Files  []string `json:"files"`
+
+	Tests    []TestResult `json:"tests"`
+	Coverage float64      `json:"coverage_percent"` // lines that the tests ran; 0 without tests
+
+	// Findings are allowed but hardly meant.
+	Findings Errors `json:"findings"`
+
+	// Reads are the input fields that decisions depend on. PerPacket are those
+	// of them that may differ between the packets of a flow: a packet with new
+	// values is judged anew.
+	Reads     []string `json:"reads"`
+	PerPacket []string `json:"per_packet"`
+}
+
+// Check reads and checks the policy at src and runs its tests, whatever
+// src.SkipTests says.
+//
+// The error, if any, is Errors as Load returns them. Tests that fail are not
+// an error here but in the report: see Failed.
+func Check(ctx context.Context, src Source) (*Report, error) {
+	files, errs := src.read()
+	if len(errs) > 0 {
+		return nil, errs.sorted()
+	}
+	p, errs := newProgram(ctx, src, files)
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	results, coverage, err := p.runTests(ctx)
+	if err != nil {
+		return nil, err
+	}
+	report := &Report{
+		Policy:    p.name,
+		Hash:      p.hash,
+		Tests:     results,
+		Findings:  p.findings(),
+		Reads:     paths(p.fields, p.reads, func(*rules.Field) bool { return true }),
+		PerPacket: paths(p.fields, p.reads, func(f *rules.Field) bool { return f.Scope == rules.PerPacket }),
+	}
+	if coverage != nil {
+		report.Coverage = p.covered(coverage)
+	}
+	for i := range p.files {
+		report.Files = append(report.Files, p.files[i].shown)
+	}
+	return report, nil
+}
+
+// Failed returns how many tests failed.
+func (r *Report) Failed() int { return len(failures(r.Tests)) }
+
+// WriteText writes the report for people.
+func (r *Report) WriteText(w io.Writer) error {
+	b := bufio.NewWriter(w) // keeps the first error for Flush
+	for i := range r.Tests {
+		t := &r.Tests[i]
+		fmt.Fprintf(b, "%-4s %s  %s:%d (%v)\n", strings.ToUpper(string(t.Outcome)), t.Name, t.File, t.Line, t.Duration.Round(time.Microsecond))
+		if t.Failure != nil {
+			fmt.Fprintf(b, "     %v\n", t.Failure)
+		}
+		for line := range strings.Lines(t.Output) {
+			fmt.Fprintf(b, "     | %s", line)
+		}
+	}
+	for _, f := range r.Findings {
+		fmt.Fprintf(b, "warning: %v\n", f)
+	}
+	fmt.Fprintf(b, "%s: %s\n", r.Policy, r.summary())
+	fmt.Fprintf(b, "sha256:  %s\n", r.Hash)
+	fmt.Fprintf(b, "reads:   %s\n", list(r.Reads))
+	fmt.Fprintf(b, "of them may differ between packets of a flow: %s\n", list(r.PerPacket))
+	return b.Flush()
+}
+
+func (r *Report) summary() string {
+	if len(r.Tests) == 0 {
+		return "well-formed, without tests"
+	}
+	skipped := 0
+	for i := range r.Tests {
+		if r.Tests[i].Outcome == Skip {
+			skipped++
+		}
+	}
+	failed := r.Failed()
+	return fmt.Sprintf("%d tests passed, %d failed, %d skipped, %.1f %% of the lines covered",
+		len(r.Tests)-failed-skipped, failed, skipped, r.Coverage)
+}
+
+func list(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,10 @@
+# The policy that verdictd runs by when none is given: every packet passes and
+# is recorded.
+package verdictd
+
+decision := {
+	"verdict": "accept",
+	"rule": "monitor",
+	"reason": "no policy is loaded",
+	"log": true,
+}

@@ -1,0 +1,17 @@
+// Package policy loads, checks, tests and runs Rego policies, and watches
+// them for changes.
+//
+// A policy is package verdictd. It says what becomes of a packet in one of
+// two forms:
+//
+//	decision := {"verdict": "accept", "rule": "https", "log": true, "reason": "...", "mark": 7}
+//	verdict := "accept"
+//
+// The rule decision wins where both are defined. Where neither is, the packet
+// is dropped by rule "default". What a policy may ask is rules.Fields, below
+// input. It may use deterministic builtins only, so that a decision depends on
+// nothing but the fields that Decision.Reads names.
+//
+// The package owns everything that knows Rego. It must not know sockets,
+// flows, modes or what happens to a decision (queue, engine, logsink).
+package policy

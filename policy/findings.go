@@ -1,0 +1,262 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/verdictd/verdictd/rules"
+)
+
+// largeScan is how many elements a rule may go through for one packet before
+// Check warns: about a millisecond of OPA's topdown.
+const largeScan = 1000
+
+// findings returns what is allowed but hardly meant.
+func (p *program) findings() Errors {
+	var found Errors
+	for _, name := range sortedKeys(p.live) {
+		found = append(found, p.impossible(p.live[name])...)
+		found = append(found, p.scans(p.compiler.Modules[name])...)
+	}
+	for _, name := range sortedKeys(p.modules) {
+		found = append(found, p.testInputs(p.modules[name])...)
+	}
+	return found.sorted()
+}
+
+// impossible finds comparisons of a field with constants that the field never
+// has. Those that differ in type are errors of the type checker already, but
+// not within sets.
+func (p *program) impossible(m *ast.Module) Errors {
+	var found Errors
+	ast.WalkExprs(m, func(e *ast.Expr) bool {
+		field, constants := p.comparison(e)
+		for _, c := range constants {
+			if why, hint := never(field, c.Value); why != "" {
+				found = append(found, errorAt(c.Location, fmt.Sprintf("input.%s is never %s: %s", field.Path, c.Value, why), hint))
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// comparison returns the field that e tests for equality or membership, and
+// the constants it is compared with.
+func (p *program) comparison(e *ast.Expr) (*rules.Field, []*ast.Term) {
+	if !e.IsCall() || len(e.Operands()) != 2 {
+		return nil, nil
+	}
+	left, right := e.Operand(0), e.Operand(1)
+	switch e.Operator().String() {
+	case ast.Equal.Name, ast.Equality.Name:
+		if field := p.field(right); field != nil {
+			left, right = right, left
+		}
+		if field := p.field(left); field != nil && ast.IsScalar(right.Value) {
+			return field, []*ast.Term{right}
+		}
+	case ast.Member.Name:
+		field := p.field(left)
+		if set, ok := right.Value.(ast.Set); ok && field != nil {
+			return field, scalars(set.Slice())
+		}
+		if list, ok := right.Value.(*ast.Array); ok && field != nil {
+			all := make([]*ast.Term, 0, list.Len())
+			list.Foreach(func(t *ast.Term) { all = append(all, t) })
+			return field, scalars(all)
+		}
+	}
+	return nil, nil
+}
+
+func scalars(terms []*ast.Term) []*ast.Term {
+	return slices.DeleteFunc(slices.Clone(terms), func(t *ast.Term) bool { return !ast.IsScalar(t.Value) })
+}
+
+// field returns the field that t refers to, or nil.
+func (p *program) field(t *ast.Term) *rules.Field {
+	ref, ok := t.Value.(ast.Ref)
+	if !ok || !ref.IsGround() || !ref[0].Equal(ast.InputRootDocument) {
+		return nil
+	}
+	path := inputPath(ref)
+	i := slices.IndexFunc(p.fields, func(f rules.Field) bool { return f.Path == path })
+	if i < 0 {
+		return nil
+	}
+	return &p.fields[i]
+}
+
+// never returns why field cannot have the value v, or "" if it can.
+func never(field *rules.Field, v ast.Value) (why, hint string) {
+	switch field.Kind {
+	case rules.Int:
+		n, ok := v.(ast.Number)
+		if !ok {
+			return "it is a number", "write numbers such as ports without quotes"
+		}
+		if i, ok := n.Int64(); !ok || i < 0 || i > field.Max {
+			return fmt.Sprintf("it goes from 0 to %d", field.Max), ""
+		}
+	case rules.Bool:
+		if _, ok := v.(ast.Boolean); !ok {
+			return "it is true or false", ""
+		}
+	case rules.String:
+		s, ok := v.(ast.String)
+		if !ok {
+			return "it is a string", ""
+		}
+		if field.Enum != nil && !slices.Contains(field.Enum, string(s)) {
+			return "it is one of " + strings.Join(field.Enum, ", "), ""
+		}
+	case rules.Addr:
+		return notAddress(v)
+	}
+	return "", ""
+}
+
+func notAddress(v ast.Value) (why, hint string) {
+	s, ok := v.(ast.String)
+	if !ok {
+		return "it is an address, a string", ""
+	}
+	if _, err := netip.ParsePrefix(string(s)); err == nil {
+		return "it is an address, not a network", "use net.cidr_contains(" + v.String() + ", ...)"
+	}
+	addr, err := netip.ParseAddr(string(s))
+	if err != nil {
+		return "that is no IP address", ""
+	}
+	if canonical := addr.Unmap().WithZone("").String(); canonical != string(s) {
+		return "addresses are compared in their canonical form", fmt.Sprintf("write %q", canonical)
+	}
+	return "", ""
+}
+
+// scans finds references of a compiled module that go through every element of
+// a large collection.
+func (p *program) scans(m *ast.Module) Errors {
+	var found Errors
+	ast.WalkRules(m, func(r *ast.Rule) bool {
+		bound := boundVars(r)
+		ast.WalkRefs(r, func(ref ast.Ref) bool {
+			prefix := ref.GroundPrefix()
+			if len(prefix) == len(ref) || !ref[0].Equal(ast.DefaultRootDocument) {
+				return false
+			}
+			v, ok := ref[len(prefix)].Value.(ast.Var)
+			if !ok || bound[v] {
+				return false
+			}
+			if n := p.size(prefix); n > largeScan {
+				found = append(found, errorAt(ref[0].Location, fmt.Sprintf("goes through all %d elements of %s for a packet", n, prefix),
+					"look a key up instead, as in data.blocked[input.ip.dst], or put cheap conditions first"))
+			}
+			return false
+		})
+		return false
+	})
+	return found
+}
+
+// boundVars returns the variables that a rule gives values to other than by
+// iteration: its arguments and both sides of equalities.
+func boundVars(r *ast.Rule) map[ast.Var]bool {
+	bound := map[ast.Var]bool{}
+	for _, arg := range r.Head.Args {
+		ast.WalkVars(arg, func(v ast.Var) bool {
+			bound[v] = true
+			return false
+		})
+	}
+	ast.WalkExprs(r, func(e *ast.Expr) bool {
+		if !e.IsCall() {
+			return false
+		}
+		operands := e.Operands()
+		if !e.IsEquality() && len(operands) > 0 {
+			operands = operands[len(operands)-1:] // where a function's result goes
+		}
+		for _, t := range operands {
+			if v, ok := t.Value.(ast.Var); ok {
+				bound[v] = true
+			}
+		}
+		return false
+	})
+	return bound
+}
+
+// size returns how many elements the collection at ref has, 0 if it is not
+// constant.
+func (p *program) size(ref ast.Ref) int {
+	if v, err := p.data.Find(ref[1:]); err == nil {
+		return length(v)
+	}
+	most := 0
+	for _, r := range p.compiler.GetRulesExact(ref) {
+		if r.Head.Value != nil {
+			most = max(most, length(r.Head.Value.Value))
+		}
+	}
+	return most
+}
+
+func length(v ast.Value) int {
+	if c, ok := v.(interface{ Len() int }); ok {
+		return c.Len()
+	}
+	return 0
+}
+
+// testInputs finds fields that a test gives to input and that do not exist.
+func (p *program) testInputs(m *ast.Module) Errors {
+	var found Errors
+	ast.WalkWiths(m, func(w *ast.With) bool {
+		ref, ok := w.Target.Value.(ast.Ref)
+		if !ok {
+			ref = ast.Ref{w.Target}
+		}
+		if ref[0].Equal(ast.InputRootDocument) {
+			found = append(found, p.unknownFields(inputPath(ref), w.Value)...)
+		}
+		return false
+	})
+	return found
+}
+
+// unknownFields returns the keys of value, given to the input document at
+// path, that are no field and lead to none.
+func (p *program) unknownFields(path string, value *ast.Term) Errors {
+	known := func(f rules.Field) bool {
+		return path == "" || f.Path == path || strings.HasPrefix(f.Path, path+".")
+	}
+	if !slices.ContainsFunc(p.fields, known) {
+		names := make([]string, len(p.fields))
+		for i := range p.fields {
+			names[i] = p.fields[i].Path
+		}
+		hint := ""
+		if best := nearest(path, names); best != "" {
+			hint = "did you mean input." + best + "?"
+		}
+		return Errors{errorAt(value.Location, "the test gives input."+path+", which does not exist", hint)}
+	}
+	obj, ok := value.Value.(ast.Object)
+	if !ok {
+		return nil
+	}
+	var found Errors
+	obj.Foreach(func(key, v *ast.Term) {
+		if s, ok := key.Value.(ast.String); ok {
+			found = append(found, p.unknownFields(strings.TrimPrefix(path+"."+string(s), "."), v)...)
+		}
+	})
+	return found
+}

@@ -1,0 +1,215 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+)
+
+// Times of a watch, unless WatchConfig says otherwise.
+const (
+	defaultSettle = 100 * time.Millisecond
+	maxSettles    = 10 // a directory that never rests is read after so many of them
+)
+
+// WatchConfig says what Watch does.
+type WatchConfig struct {
+	// Source is the policy to watch. If it is the built-in policy or has an
+	// FS, only Reload has an effect.
+	Source Source
+
+	// Hash is that of the policy in use, or empty if there is none: a change
+	// made before Watch began is seen by it.
+	Hash string
+
+	// Reload asks for a reload whether or not the files have changed, as on
+	// SIGHUP. Nil never asks.
+	Reload <-chan struct{}
+
+	// OnChange gets each new policy, or the reason why it was refused: then
+	// the old one stays in use. It is called from Watch's goroutine. Must not
+	// be nil.
+	OnChange func(*Policy, error)
+
+	// Settle is how long the files must rest before they are read. 0 is
+	// 100 ms.
+	Settle time.Duration
+}
+
+// Watch loads the policy again whenever its files change, until ctx is done:
+// then it returns nil. It runs in the caller's goroutine and has ended all of
+// its own when it returns.
+//
+// It watches directories, not files, so it sees editors that replace a file
+// by another, and symbolic links that are turned to another target, as
+// Kubernetes does with a ConfigMap. What counts is the content: a file that
+// was written without a change does nothing, and a bad policy is reported once.
+//
+// An error means that the kernel's watches cannot be had; it says which limit
+// to raise.
+func Watch(ctx context.Context, cfg WatchConfig) error {
+	if cfg.Settle <= 0 {
+		cfg.Settle = defaultSettle
+	}
+	w := watch{cfg: cfg, seen: cfg.Hash, dirs: map[string]bool{}}
+	if cfg.Source.builtin() || cfg.Source.FS != nil {
+		return w.run(ctx, nil, nil)
+	}
+	notify, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch policy %s: %w (raise fs.inotify.max_user_instances)", cfg.Source, err)
+	}
+	defer notify.Close() // ends its goroutine; there is nothing to flush
+	w.notify = notify
+	if err := w.follow(); err != nil {
+		return err
+	}
+	w.look(ctx, false)
+	return w.run(ctx, notify.Events, notify.Errors)
+}
+
+// watch is the state of one Watch.
+type watch struct {
+	cfg    WatchConfig
+	notify *fsnotify.Watcher // nil if there are no files to watch
+	dirs   map[string]bool   // directories that notify watches
+	seen   string            // hash of the content last loaded or refused, or the reason why it could not be read
+}
+
+// run is the loop of a watch.
+func (w *watch) run(ctx context.Context, events <-chan fsnotify.Event, errs <-chan error) error {
+	timer := time.NewTimer(w.cfg.Settle)
+	defer timer.Stop()
+	timer.Stop()
+	var since time.Time // of the first event not yet acted upon; zero if there is none
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.cfg.Reload:
+			w.look(ctx, true)
+		case e, ok := <-events:
+			if !ok {
+				return fmt.Errorf("watch policy %s: the kernel ended the watch", w.cfg.Source)
+			}
+			since = w.wait(e, since, timer)
+		case <-errs:
+			// Events were lost: look at everything.
+			timer.Reset(w.cfg.Settle)
+		case <-timer.C:
+			since = time.Time{}
+			if err := w.follow(); err != nil {
+				w.cfg.OnChange(nil, err)
+			}
+			w.look(ctx, false)
+		}
+	}
+}
+
+// wait sets the timer to the time to look at the files after event e, and
+// returns since when there is something to look at.
+func (w *watch) wait(e fsnotify.Event, since time.Time, timer *time.Timer) time.Time {
+	if e.Op == fsnotify.Chmod && !w.unreadable() {
+		return since // other rights, same content
+	}
+	if since.IsZero() {
+		since = time.Now()
+	}
+	if time.Since(since) < maxSettles*w.cfg.Settle {
+		timer.Reset(w.cfg.Settle)
+	}
+	return since
+}
+
+// unreadable returns whether the last look failed, so that new rights may help.
+func (w *watch) unreadable() bool { return strings.HasPrefix(w.seen, unread) }
+
+// unread begins seen when the files could not be read.
+const unread = "unread: "
+
+// look reads the policy's files and hands on what they are, unless they are
+// what was seen last and the caller does not insist.
+func (w *watch) look(ctx context.Context, insist bool) {
+	files, errs := w.cfg.Source.read()
+	now := unread + errs.Error()
+	if len(errs) == 0 {
+		now = hash(files)
+	}
+	if now == w.seen && !insist {
+		return
+	}
+	w.seen = now
+	if len(errs) > 0 {
+		w.cfg.OnChange(nil, errs.sorted())
+		return
+	}
+	p, err := load(ctx, w.cfg.Source, files)
+	if ctx.Err() != nil {
+		return // cut short: says nothing about the policy
+	}
+	w.cfg.OnChange(p, err)
+}
+
+// follow makes notify watch the directories that the policy's files are in
+// now, and no others.
+func (w *watch) follow() error {
+	want := watchDirs(w.cfg.Source.Path)
+	for _, dir := range want {
+		// Adding a directory anew is harmless, and needed where another one has
+		// taken its name.
+		if err := w.notify.Add(dir); err != nil {
+			if _, serr := os.Stat(dir); serr != nil {
+				continue // gone between the two looks: its parent told us
+			}
+			return fmt.Errorf("watch directory %s: %w (raise fs.inotify.max_user_watches)", dir, err)
+		}
+		w.dirs[dir] = true
+	}
+	for dir := range w.dirs {
+		if !slices.Contains(want, dir) {
+			_ = w.notify.Remove(dir) // it may be gone: then the kernel has removed the watch
+			delete(w.dirs, dir)
+		}
+	}
+	return nil
+}
+
+// watchDirs returns the directories in which a change can change the policy at
+// path: that which holds path; if path is a directory, it and all below; and
+// those that symbolic links on the way point into.
+func watchDirs(path string) []string {
+	set := map[string]bool{filepath.Dir(path): true}
+	add := func(p string) {
+		if real, err := filepath.EvalSymlinks(p); err == nil {
+			set[filepath.Dir(real)] = true
+		}
+	}
+	add(path)
+	// WalkDir does not follow a link, so a link to a directory gets a slash.
+	root := path
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		root = path + string(filepath.Separator)
+	}
+	// Errors are met again, and reported, where the policy is read.
+	_ = filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return nil
+		case d.IsDir() && name != root && strings.HasPrefix(d.Name(), "."):
+			return filepath.SkipDir
+		case d.IsDir():
+			set[filepath.Clean(name)] = true
+		case d.Type()&fs.ModeSymlink != 0:
+			add(name)
+		}
+		return nil
+	})
+	return sortedKeys(set)
+}
