@@ -22,19 +22,29 @@ const (
 	FlowEnd
 	// NFLog is a packet that an NFLOG rule of the kernel reported.
 	NFLog
-	// Loss says that events or packets were lost: Packets[0] of them.
+	// Loss says that events or packets were lost: Packets[0] of them since the
+	// last such event of the same Origin, Packets[1] since the start. Text says
+	// why.
 	Loss
 	// Admin is a change of the daemon itself: start, stop, policy loaded or
-	// refused. Text says what.
+	// refused. Reason is a word for it ("start"), Text says more.
 	Admin
+	// Stats is a set of counters: those of Origin.
+	Stats
 )
+
+// Counter is a named number in a Stats event.
+type Counter struct {
+	Name  string // lower case with underscores
+	Value uint64
+}
 
 // Event is one thing to be logged. It is copied into a ring by value; the
 // strings and the Decision it points to are immutable.
 type Event struct {
 	Kind EventKind
 	Time int64  // Unix nanoseconds
-	Flow uint64 // flow id, 0 if none
+	Flow uint64 // flow id, 0 if none; its low 53 bits are logged, so that readers which keep numbers as float64 get it right
 
 	// The packet. Valid for FlowDecision, FlowRepeat, FlowEnd and NFLog.
 	Queue      uint16 // queue, or NFLOG group
@@ -80,14 +90,28 @@ type Event struct {
 	Generation uint64          // policy generation
 	Policy     string          // policy SHA-256, hex
 
-	Text string // Admin, Loss: what happened
+	Text     string    // Admin, Loss: what happened; Malformed packets: what is wrong with them
+	Origin   string    // Loss, Stats: whose, "ring queue 0", "nflog group 5", "output eve.json"
+	Counters []Counter // Stats; immutable
 }
+
+// isICMP returns whether ICMPType and ICMPCode are valid.
+func (e *Event) isICMP() bool {
+	if e.Status != packet.OK {
+		return false
+	}
+	return e.Protocol == packet.ProtoICMP && e.Src.Unmap().Is4() ||
+		e.Protocol == packet.ProtoICMPv6 && !e.Src.Unmap().Is4()
+}
+
+// is returns whether the fields of the transport protocol proto are valid.
+func (e *Event) is(proto uint8) bool { return e.Status == packet.OK && e.Protocol == proto }
 
 // SetPacket fills in the fields that describe the packet.
 func (e *Event) SetPacket(m *packet.Meta, p *packet.Packet) {
 	e.Time, e.Queue, e.PacketID, e.Hook = m.Time, m.Queue, m.ID, m.Hook
 	e.Mark, e.HasUID, e.HasGID, e.UID, e.GID = m.Mark, m.HasUID, m.HasGID, m.UID, m.GID
-	e.Src, e.Dst, e.Protocol, e.Status = p.Src, p.Dst, p.Protocol, p.Status
+	e.Src, e.Dst, e.Protocol, e.Status, e.Text = p.Src, p.Dst, p.Protocol, p.Status, p.Reason
 	e.HasPorts, e.SrcPort, e.DstPort = p.HasPorts, p.SrcPort, p.DstPort
 	e.Length, e.TTL, e.TOS, e.IPID, e.FlowLabel = p.TotalLength, p.TTL, p.TOS, p.ID, p.FlowLabel
 	e.TCPFlags, e.Seq, e.Ack, e.Window, e.UrgentPtr = p.TCPFlags, p.Seq, p.AckNum, p.Window, p.UrgentPtr

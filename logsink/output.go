@@ -1,0 +1,192 @@
+package logsink
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// Output says where records go and what they look like.
+type Output struct {
+	// Path is the file to append to; "-" is standard output. Writer, if not
+	// nil, is written to instead, and Path is just its name.
+	Path   string
+	Writer io.Writer
+
+	Pretty bool // lines for people (AppendPretty) instead of EVE JSON
+	Colour bool // with Pretty: colour the verdict
+
+	// MaxBytes is the size at which a file is rotated: Path is renamed to
+	// Path.1, Path.1 to Path.2 and so on. 0 means never. Keep is how many old
+	// files stay; 0 means none.
+	MaxBytes int64
+	Keep     int
+
+	// BufferBytes is how much is held in memory while the output cannot be
+	// written; what comes after is counted as lost. 0 means 1 MiB.
+	BufferBytes int
+}
+
+const (
+	defaultBuffer = 1 << 20
+	writeSize     = 64 << 10 // a buffer this full is written at once
+	retryInterval = time.Second
+)
+
+// output is an open Output with what waits to be written. Only the log's
+// goroutine touches it, but for the counters.
+type output struct {
+	cfg     Output
+	enc     *Encoder
+	file    *file // nil if it is no file
+	w       io.Writer
+	buf     []byte
+	midLine bool // the last write stopped within a line
+
+	cause   error // why writing fails; nil if it does not
+	told    bool  // the logger knows that it fails
+	retryAt time.Time
+	missed  uint64 // records lost since writing fails
+
+	records, lost, errors, rotations atomic.Uint64
+}
+
+func newOutput(cfg Output, enc EncoderConfig) (*output, error) {
+	if cfg.BufferBytes == 0 {
+		cfg.BufferBytes = defaultBuffer
+	}
+	o := &output{cfg: cfg, enc: NewEncoder(enc), buf: make([]byte, 0, writeSize+4096)}
+	switch {
+	case cfg.Writer != nil:
+		o.w = cfg.Writer
+	case cfg.Path == "-":
+		o.w = os.Stdout
+	case cfg.Path == "":
+		return nil, errors.New("audit log: no path given (use - for standard output)")
+	default:
+		f, err := openFile(cfg.Path, cfg.MaxBytes, cfg.Keep)
+		if err != nil {
+			return nil, err
+		}
+		o.file = f
+	}
+	return o, nil
+}
+
+// put adds e to what is to be written, or counts it as lost.
+func (o *output) put(e *Event, now time.Time) {
+	if len(o.buf) >= writeSize {
+		o.flush(now)
+	}
+	if len(o.buf) >= o.cfg.BufferBytes {
+		o.missed++
+		o.lost.Add(1)
+		return
+	}
+	o.add(e)
+}
+
+func (o *output) add(e *Event) {
+	o.records.Add(1)
+	if o.cfg.Pretty {
+		o.buf = AppendPretty(o.buf, e, o.cfg.Colour)
+		return
+	}
+	o.buf = o.enc.Append(o.buf, e)
+}
+
+// flush writes what is there. While writing fails it tries once a second.
+func (o *output) flush(now time.Time) {
+	if len(o.buf) == 0 || o.cause != nil && now.Before(o.retryAt) {
+		return
+	}
+	err := o.writeAll()
+	if err == nil {
+		o.recovered(now)
+		return
+	}
+	o.errors.Add(1)
+	o.cause, o.retryAt = err, now.Add(retryInterval)
+}
+
+// writeAll writes the buffer, which may take several files.
+func (o *output) writeAll() error {
+	for len(o.buf) > 0 {
+		n, err := o.write(o.buf)
+		if n > 0 {
+			o.midLine = o.buf[n-1] != '\n'
+			o.buf = o.buf[:copy(o.buf, o.buf[n:])]
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *output) write(b []byte) (int, error) {
+	if o.file == nil {
+		return o.w.Write(b)
+	}
+	n, err := o.file.write(b, !o.midLine)
+	o.rotations.Store(o.file.rotations)
+	return n, err
+}
+
+// recovered records that writing had failed and what that cost.
+func (o *output) recovered(now time.Time) {
+	if o.cause == nil {
+		return
+	}
+	e := Event{Kind: Admin, Time: now.UnixNano(), Reason: "output_recovered", Origin: o.name(), Text: o.cause.Error()}
+	if o.missed > 0 {
+		e.Kind, e.Packets = Loss, [2]uint64{o.missed, o.lost.Load()}
+	}
+	o.cause, o.missed = nil, 0
+	o.add(&e)
+}
+
+// reopen follows a file that has been moved. It returns nil for other outputs.
+func (o *output) reopen(now time.Time) error {
+	if o.file == nil {
+		return nil
+	}
+	o.flush(now)
+	if o.midLine { // the rest of the line belongs into the old file
+		return fmt.Errorf("reopen audit log %s: a record is half written (ask again when the disk has space): %w", o.cfg.Path, o.cause)
+	}
+	return o.file.reopen()
+}
+
+// sync makes what was written survive a power failure.
+func (o *output) sync() {
+	if o.file == nil || !o.file.regular {
+		return
+	}
+	if err := o.file.f.Sync(); err != nil {
+		o.errors.Add(1)
+	}
+}
+
+// close writes the rest and returns an error if that is not possible.
+func (o *output) close(now time.Time) error {
+	o.retryAt = now
+	o.flush(now)
+	o.flush(now) // the record of a recovery
+	if o.file == nil {
+		return o.cause
+	}
+	o.sync()
+	if err := o.file.f.Close(); err != nil && o.cause == nil {
+		o.cause = err
+	}
+	if len(o.buf) > 0 {
+		return fmt.Errorf("audit log %s: %d bytes could not be written: %w", o.cfg.Path, len(o.buf), o.cause)
+	}
+	return o.cause
+}
+
+func (o *output) name() string { return "output " + o.cfg.Path }
