@@ -1,0 +1,221 @@
+package hook
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// ErrNotInstalled says that verdictd's table is not in the kernel.
+var ErrNotInstalled = errors.New("not installed")
+
+// ErrChanged says that verdictd's table is in the kernel, but not as it was
+// installed.
+var ErrChanged = errors.New("changed by somebody else")
+
+// Ruleset is an installed ruleset. Its methods may be called from several
+// goroutines; each call opens and closes a netlink socket of its own.
+type Ruleset struct {
+	config Config
+	native bool
+	dial   dialer
+}
+
+// Counter counts the packets that reached the queue rule of one hook since
+// Install. A packet counts when it is handed to the queue, whatever happens
+// then: also when nobody has bound the queue or it is full.
+type Counter struct {
+	Hook           Hook
+	Packets, Bytes uint64
+}
+
+// Install puts the ruleset into the kernel, in one transaction: either all of it
+// or nothing. A table that an earlier run left behind is replaced in the same
+// transaction, without a moment in which packets pass unseen; what somebody
+// added to that table is removed. Chains that stay the same are not deleted
+// (see the package comment). Counters start at 0.
+//
+// Bind the queue first, or packets are dropped (or with Config.Bypass pass)
+// until it is bound.
+//
+// Errors name what is missing: CAP_NET_ADMIN, a kernel module, or a table of
+// the same name that is not verdictd's.
+func Install(cfg Config) (*Ruleset, error) { return install(cfg, dial) }
+
+func install(cfg Config, dial dialer) (*Ruleset, error) {
+	c, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	what := fmt.Sprintf("install table %s %s", c.Family, c.Table)
+	k, err := dial(c.NetNS)
+	if err != nil {
+		return nil, explain(what, err)
+	}
+	old, err := k.read(c)
+	if err != nil && !errors.Is(err, ErrNotInstalled) {
+		return nil, explain(what, err)
+	}
+	native, err := k.probe(c)
+	if err != nil {
+		return nil, explain(what, err)
+	}
+	if err := k.replace(old, build(c, native)); err != nil {
+		return nil, explain(what, err)
+	}
+	return &Ruleset{config: c, native: native, dial: dial}, nil
+}
+
+// Remove deletes the table that Install made with the same Family, Table and
+// NetNS, whoever installed it; the other fields do not matter. It returns ErrNotInstalled if there is none, and
+// an error if the table is not verdictd's. Packets waiting in any queue of the
+// network namespace are dropped (see the package comment).
+func Remove(cfg Config) error { return remove(cfg, dial) }
+
+func remove(c Config, dial dialer) error {
+	if err := c.defaultPlace(); err != nil {
+		return err
+	}
+	what := fmt.Sprintf("remove table %s %s", c.Family, c.Table)
+	k, err := dial(c.NetNS)
+	if err != nil {
+		return explain(what, err)
+	}
+	if _, err := k.chains(c); err != nil {
+		return explain(what, err)
+	}
+	k.conn.DelTable(c.table())
+	return explain(what, k.conn.Flush())
+}
+
+// Show returns the installed ruleset as the kernel has it, with counters, in the
+// language of nft. The xt NFQUEUE target is shown as the queue statement it
+// stands for; the first line says so. Only Family, Table and NetNS matter. It
+// returns ErrNotInstalled if there is no such table.
+func Show(cfg Config) (string, error) { return show(cfg, dial) }
+
+func show(c Config, dial dialer) (string, error) {
+	if err := c.defaultPlace(); err != nil {
+		return "", err
+	}
+	what := fmt.Sprintf("show table %s %s", c.Family, c.Table)
+	k, err := dial(c.NetNS)
+	if err != nil {
+		return "", explain(what, err)
+	}
+	t, err := k.read(c)
+	if err != nil {
+		return "", explain(what, err)
+	}
+	return "# queued by " + t.queuedBy() + "\n" + t.text(true), nil
+}
+
+// queuedBy names what sends packets to the queue.
+func (t *tree) queuedBy() string {
+	for _, b := range t.chains {
+		for _, r := range b.rules {
+			if s := queuedBy(r); s != "" {
+				return s
+			}
+		}
+	}
+	return "nothing: the rules are gone"
+}
+
+func queuedBy(r *nftables.Rule) string {
+	for _, e := range r.Exprs {
+		switch e.(type) {
+		case *expr.Queue:
+			return "the queue expression"
+		case *expr.Target:
+			return "the xt NFQUEUE target"
+		}
+	}
+	return ""
+}
+
+// Config returns the configuration with its defaults filled in.
+func (r *Ruleset) Config() Config { return r.config }
+
+// Native says whether the kernel's queue expression is used, not the xt NFQUEUE
+// target.
+func (r *Ruleset) Native() bool { return r.native }
+
+// Counters returns one counter per hook, in the order of the kernel's hook
+// numbers. They go on after Stop, until Close.
+func (r *Ruleset) Counters() ([]Counter, error) {
+	what := r.what("read the counters of")
+	k, err := r.dial(r.config.NetNS)
+	if err != nil {
+		return nil, explain(what, err)
+	}
+	var counters []Counter
+	for _, h := range r.config.Hooks {
+		n, err := k.counter(r.config.table(), h)
+		if err != nil {
+			return nil, explain(what, err)
+		}
+		counters = append(counters, Counter{Hook: h, Packets: n.Packets, Bytes: n.Bytes})
+	}
+	return counters, nil
+}
+
+// Verify compares the kernel's table with what was installed. Somebody else may
+// have emptied or deleted it, such as nft flush ruleset: packets then pass
+// unseen. It returns nil, ErrNotInstalled, ErrChanged or what went wrong.
+func (r *Ruleset) Verify() error {
+	what := r.what("verify")
+	k, err := r.dial(r.config.NetNS)
+	if err != nil {
+		return explain(what, err)
+	}
+	t, err := k.read(r.config)
+	if err != nil {
+		return explain(what, err)
+	}
+	if got, want := t.text(false), build(r.config, r.native).text(false); got != want {
+		return fmt.Errorf("%s: %w: install it again", what, ErrChanged)
+	}
+	return nil
+}
+
+// Stop empties the chains, so that nothing new is queued, and leaves them in
+// place: packets already queued stay and can still be judged. Packets pass from
+// then on. It is no error if the table is gone.
+func (r *Ruleset) Stop() error {
+	what := r.what("stop")
+	k, err := r.dial(r.config.NetNS)
+	if err != nil {
+		return explain(what, err)
+	}
+	chains, err := k.chains(r.config)
+	if errors.Is(err, ErrNotInstalled) {
+		return nil
+	}
+	if err != nil {
+		return explain(what, err)
+	}
+	// The rule of the offload chain stays: with it conntrack's hooks would go.
+	for _, c := range chains {
+		if c.Hooknum != nil {
+			k.conn.FlushChain(c)
+		}
+	}
+	return explain(what, k.conn.Flush())
+}
+
+// Close deletes the table. Call Stop first and judge what is still queued: the
+// deletion drops the packets waiting in any queue of the network namespace,
+// also those of other programs. It is no error if the table is gone.
+func (r *Ruleset) Close() error {
+	if err := remove(r.config, r.dial); !errors.Is(err, ErrNotInstalled) {
+		return err
+	}
+	return nil
+}
+
+func (r *Ruleset) what(verb string) string {
+	return fmt.Sprintf("%s table %s %s", verb, r.config.Family, r.config.Table)
+}

@@ -1,0 +1,253 @@
+package hook
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/google/nftables/xt"
+)
+
+// Plan returns the ruleset that Install would make, in the language of nft. It
+// asks nothing of the kernel and needs no rights.
+func Plan(cfg Config) (string, error) {
+	c, err := cfg.withDefaults()
+	if err != nil {
+		return "", err
+	}
+	return build(c, true).text(false), nil
+}
+
+// text writes the table in the language of nft; with counts, counters show
+// their values. Chains come in the order of the packet path, plain chains first.
+func (t *tree) text(counts bool) string {
+	var w strings.Builder
+	fmt.Fprintf(&w, "table %s %s {\n", familyName(t.table.Family), t.table.Name)
+	for _, o := range t.counters {
+		values := ""
+		if n, ok := o.Obj.(*expr.Counter); ok && counts {
+			values = fmt.Sprintf(" packets %d bytes %d ", n.Packets, n.Bytes)
+		}
+		fmt.Fprintf(&w, "\tcounter %s {%s}\n", o.Name, values)
+	}
+	chains := slices.Clone(t.chains)
+	slices.SortStableFunc(chains, func(a, b branch) int { return a.order() - b.order() })
+	for _, b := range chains {
+		b.write(&w, counts)
+	}
+	w.WriteString("}\n")
+	return w.String()
+}
+
+func familyName(f nftables.TableFamily) string {
+	for n := Inet; n <= IPv6; n++ {
+		if n.kernel() == f {
+			return n.String()
+		}
+	}
+	return fmt.Sprint(byte(f))
+}
+
+func (b branch) order() int {
+	if !b.base() {
+		return -1
+	}
+	return int(*b.chain.Hooknum)
+}
+
+func (b branch) write(w *strings.Builder, counts bool) {
+	fmt.Fprintf(w, "\tchain %s {\n", b.chain.Name)
+	if b.base() {
+		fmt.Fprintf(w, "\t\ttype %s hook %s priority %d; policy %s;\n",
+			b.chain.Type, Hook(*b.chain.Hooknum), *b.chain.Priority, policyName(b.chain.Policy))
+	}
+	for _, r := range b.rules {
+		fmt.Fprintf(w, "\t\t%s\n", ruleText(r, counts))
+	}
+	w.WriteString("\t}\n")
+}
+
+func policyName(p *nftables.ChainPolicy) string {
+	if p != nil && *p == nftables.ChainPolicyDrop {
+		return "drop"
+	}
+	return "accept"
+}
+
+func ruleText(r *nftables.Rule, counts bool) string {
+	p := printer{counts: counts}
+	for _, e := range r.Exprs {
+		p.add(e)
+	}
+	if comment, ok := userdata.GetString(r.UserData, userdata.TypeComment); ok {
+		p.word("comment %q", comment)
+	}
+	return strings.Join(p.words, " ")
+}
+
+// printer turns the expressions of a rule back into nft's language. It knows
+// the expressions of our own rules; others it names in angle brackets.
+type printer struct {
+	counts bool
+	words  []string
+	loaded string // what register 1 holds
+	mask   []byte // applied to it, nil if none
+	low    []byte // lower bound, nil if none
+}
+
+func (p *printer) word(format string, args ...any) {
+	p.words = append(p.words, fmt.Sprintf(format, args...))
+}
+
+func (p *printer) add(e expr.Any) {
+	switch e := e.(type) {
+	case *expr.Meta:
+		p.load(metaName(e.Key))
+	case *expr.Ct:
+		p.load(ctName(e.Key))
+	case *expr.Payload:
+		p.load(payloadName(e))
+	case *expr.Bitwise:
+		p.mask = e.Mask
+	case *expr.Cmp:
+		p.compare(e)
+	case *expr.Counter:
+		p.word("counter")
+		if p.counts {
+			p.word("packets %d bytes %d", e.Packets, e.Bytes)
+		}
+	case *expr.Objref:
+		p.word("counter name %q", e.Name)
+	case *expr.Verdict:
+		p.word("%s", verdictName(e))
+	case *expr.Queue:
+		p.queue(e.Num, e.Total, e.Flag&expr.QueueFlagBypass != 0, e.Flag&expr.QueueFlagFanout != 0)
+	case *expr.Target:
+		p.target(e)
+	default:
+		p.word("<%T>", e)
+	}
+}
+
+func (p *printer) load(name string) {
+	p.loaded, p.mask, p.low = name, nil, nil
+}
+
+func (p *printer) compare(e *expr.Cmp) {
+	switch {
+	case e.Op == expr.CmpOpGte:
+		p.low = e.Data
+	case e.Op == expr.CmpOpLte && p.low != nil:
+		p.word("%s %s-%s", p.loaded, value(p.loaded, p.low), value(p.loaded, e.Data))
+	case e.Op == expr.CmpOpNeq && p.mask != nil && len(bytes.Trim(e.Data, "\x00")) == 0:
+		p.word("%s %s", p.loaded, value(p.loaded, p.mask))
+	case e.Op == expr.CmpOpEq && p.mask != nil:
+		p.word("%s & %s == %s", p.loaded, value(p.loaded, p.mask), value(p.loaded, e.Data))
+	case e.Op == expr.CmpOpEq:
+		p.word("%s %s", p.loaded, value(p.loaded, e.Data))
+	default:
+		p.word("<%s op %d %x>", p.loaded, e.Op, e.Data)
+	}
+}
+
+// value writes the data that a register is compared with. Data of more than
+// one byte is in host byte order in all our rules.
+func value(of string, data []byte) string {
+	if len(data) == 1 {
+		if of == "meta nfproto" && data[0] == byte(nftables.TableFamilyIPv6) {
+			return "ipv6"
+		}
+		return fmt.Sprint(data[0])
+	}
+	if len(data) != 4 {
+		return fmt.Sprintf("<%x>", data)
+	}
+	n := binary.NativeEndian.Uint32(data)
+	switch {
+	case of == "ct state" && n == expr.CtStateBitINVALID:
+		return "invalid"
+	case (of == "iif" || of == "oif") && n == loopbackIndex:
+		return `"lo"`
+	}
+	return fmt.Sprintf("%#x", n)
+}
+
+func metaName(k expr.MetaKey) string {
+	switch k {
+	case expr.MetaKeyIIF:
+		return "iif"
+	case expr.MetaKeyOIF:
+		return "oif"
+	case expr.MetaKeyMARK:
+		return "meta mark"
+	case expr.MetaKeyNFPROTO:
+		return "meta nfproto"
+	case expr.MetaKeyL4PROTO:
+		return "meta l4proto"
+	}
+	return fmt.Sprintf("<meta %d>", k)
+}
+
+func ctName(k expr.CtKey) string {
+	if k == expr.CtKeySTATE {
+		return "ct state"
+	}
+	return fmt.Sprintf("<ct %d>", k)
+}
+
+func payloadName(e *expr.Payload) string {
+	switch {
+	case e.Base == expr.PayloadBaseNetworkHeader && e.Offset == hopLimitOffset && e.Len == 1:
+		return "ip6 hoplimit"
+	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == 0 && e.Len == 1:
+		return "icmpv6 type"
+	}
+	return fmt.Sprintf("@%d,%d,%d", e.Base, e.Offset*8, e.Len*8)
+}
+
+func verdictName(v *expr.Verdict) string {
+	switch v.Kind {
+	case expr.VerdictAccept:
+		return "accept"
+	case expr.VerdictDrop:
+		return "drop"
+	case expr.VerdictReturn:
+		return "return"
+	case expr.VerdictJump:
+		return "jump " + v.Chain
+	case expr.VerdictGoto:
+		return "goto " + v.Chain
+	}
+	return fmt.Sprintf("<verdict %d>", v.Kind)
+}
+
+// target writes the xt NFQUEUE target as the queue statement it stands for.
+func (p *printer) target(e *expr.Target) {
+	info, ok := e.Info.(*xt.Unknown)
+	if e.Name != "NFQUEUE" || e.Rev != 3 || !ok || len(*info) < 6 {
+		p.word("<xt target %s>", e.Name)
+		return
+	}
+	flags := binary.NativeEndian.Uint16((*info)[4:])
+	p.queue(binary.NativeEndian.Uint16((*info)[0:]), binary.NativeEndian.Uint16((*info)[2:]), flags&xtBypass != 0, flags&xtFanout != 0)
+}
+
+func (p *printer) queue(first, total uint16, bypass, fanout bool) {
+	var flags []string
+	if bypass {
+		flags = append(flags, "bypass")
+	}
+	if fanout {
+		flags = append(flags, "fanout")
+	}
+	if len(flags) > 0 {
+		p.word("queue flags %s to %s", strings.Join(flags, ","), queueRange(first, total))
+		return
+	}
+	p.word("queue to %s", queueRange(first, total))
+}
