@@ -1,0 +1,202 @@
+package labtest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/internal/lab"
+)
+
+// Cap is something a test needs from the machine. Its text is what a skip
+// names.
+type Cap string
+
+// What a test can need. Each but NFTBinary and Tshark is probed for real, in a
+// namespace of its own.
+const (
+	Root           Cap = "root (CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW)"
+	NFQueue        Cap = "nfnetlink_queue"
+	NFLog          Cap = "nfnetlink_log"
+	NFTables       Cap = "nf_tables over netlink"
+	Conntrack      Cap = "nf_conntrack_netlink"
+	IPTablesBinary Cap = "iptables-legacy and ip6tables-legacy with NFQUEUE and NFLOG targets"
+	NFTBinary      Cap = "nft binary"
+	Tshark         Cap = "tshark binary"
+)
+
+// env is the environment variable, required its value, that forbids skips.
+const (
+	env      = "VERDICTD_LAB"
+	required = "require"
+)
+
+// Require skips the test when the machine lacks one of caps, naming it and
+// why. With VERDICTD_LAB=require it fails the test instead.
+func Require(t testing.TB, caps ...Cap) {
+	t.Helper()
+	for _, c := range caps {
+		err := probe(c)
+		if err == nil {
+			continue
+		}
+		if os.Getenv(env) == required {
+			t.Fatalf("needs %s: %v (%s=%s forbids to skip)", c, err, env, required)
+		}
+		t.Skipf("needs %s: %v", c, err)
+	}
+}
+
+func probe(c Cap) error {
+	switch c {
+	case NFTBinary:
+		return onPath("nft")
+	case Tshark:
+		return onPath("tshark")
+	}
+	ns, err := lab.NewNamespace("probe")
+	if err != nil {
+		return err
+	}
+	return errors.Join(probeIn(ns, c), ns.Close())
+}
+
+// Message types and commands of nfnetlink that show a subsystem works:
+// linux/netfilter/nfnetlink.h, nfnetlink_queue.h, nfnetlink_log.h, nf_tables.h,
+// nfnetlink_conntrack.h. Asking loads the module where it is one.
+const (
+	queueConfig    = unix.NFNL_SUBSYS_QUEUE<<8 | 2     // NFQNL_MSG_CONFIG
+	logConfig      = unix.NFNL_SUBSYS_ULOG<<8 | 1      // NFULNL_MSG_CONFIG
+	tablesGetGen   = unix.NFNL_SUBSYS_NFTABLES<<8 | 16 // NFT_MSG_GETGEN
+	conntrackStats = unix.NFNL_SUBSYS_CTNETLINK<<8 | 4 // IPCTNL_MSG_CT_GET_STATS_CPU
+	configCmd      = 1                                 // NFQA_CFG_CMD and NFULA_CFG_CMD
+	cmdBind        = 1                                 // NFQNL_CFG_CMD_BIND and NFULNL_CFG_CMD_BIND
+)
+
+func probeIn(ns *lab.Namespace, c Cap) error {
+	switch c {
+	case Root:
+		return probeRoot(ns)
+	case NFQueue:
+		return nfnetlink(ns, queueConfig, netlink.Acknowledge, []byte{cmdBind, 0, 0, 0})
+	case NFLog:
+		return nfnetlink(ns, logConfig, netlink.Acknowledge, []byte{cmdBind})
+	case NFTables:
+		return nfnetlink(ns, tablesGetGen, 0, nil)
+	case Conntrack:
+		return nfnetlink(ns, conntrackStats, netlink.Dump, nil)
+	case IPTablesBinary:
+		return probeIPTables(ns)
+	}
+	return errors.New("unknown capability")
+}
+
+// probeRoot makes a second namespace, a link and a raw socket.
+func probeRoot(ns *lab.Namespace) error {
+	other, err := lab.NewNamespace("probe peer")
+	if err != nil {
+		return err
+	}
+	defer other.Close()
+	if err := lab.Link(ns, other, lab.LinkConfig{}); err != nil {
+		return err
+	}
+	return ns.Inject("eth0", make([]byte, 20))
+}
+
+// nfnetlink sends one request, with configCmd when command is given.
+func nfnetlink(ns *lab.Namespace, typ uint16, flags netlink.HeaderFlags, command []byte) error {
+	data := make([]byte, 4) // struct nfgenmsg: family, version, res_id
+	if command != nil {
+		attr, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: configCmd, Data: command}})
+		if err != nil {
+			return err
+		}
+		data = append(data, attr...)
+	}
+	return ns.Do(func() error {
+		c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Execute(netlink.Message{
+			Header: netlink.Header{Type: netlink.HeaderType(typ), Flags: netlink.Request | flags},
+			Data:   data,
+		})
+		return err
+	})
+}
+
+func probeIPTables(ns *lab.Namespace) error {
+	for _, name := range []string{iptables, ip6tables} {
+		if err := onPath(name); err != nil {
+			return err
+		}
+		for _, rule := range [][]string{
+			{"-A", "INPUT", "-j", "NFQUEUE", "--queue-num", "0"},
+			{"-A", "INPUT", "-j", "NFLOG", "--nflog-group", "1"},
+		} {
+			if _, err := run(ns, name, rule...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func onPath(name string) error {
+	if _, err := exec.LookPath(name); err != nil {
+		return fmt.Errorf("%s is not on the path: install it", name)
+	}
+	return nil
+}
+
+// Corpus returns the path of the capture corpus, joined with sub:
+// $VERDICTD_CORPUS, or else ../shared/corpus beside the repository. It skips
+// the test when that is absent.
+func Corpus(t testing.TB, sub ...string) string {
+	t.Helper()
+	dir := os.Getenv("VERDICTD_CORPUS")
+	if dir == "" {
+		dir = filepath.Join(Repository(t), "..", "shared", "corpus")
+	}
+	path := filepath.Join(append([]string{dir}, sub...)...)
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("needs the corpus: %v (set VERDICTD_CORPUS to its directory)", err)
+	}
+	return path
+}
+
+// Pair returns lab.Pair, closed at the end of the test. It requires Root.
+func Pair(t testing.TB) *lab.Network {
+	t.Helper()
+	return network(t, lab.Pair)
+}
+
+// Router returns lab.Router, closed at the end of the test. It requires Root.
+func Router(t testing.TB) *lab.Network {
+	t.Helper()
+	return network(t, lab.Router)
+}
+
+func network(t testing.TB, build func() (*lab.Network, error)) *lab.Network {
+	t.Helper()
+	Require(t, Root)
+	n, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
