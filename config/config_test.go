@@ -15,7 +15,7 @@ queue: 0-3,8
 policy: /etc/verdictd/policy.rego
 mode: enforce
 fail: closed
-hook: [output, input]
+hook: output,input
 loopback: true
 strict-neighbour: true
 nflog-group: 5
@@ -34,7 +34,7 @@ log:
 	}
 	want := config.Config{
 		Queues: config.Queues{0, 1, 2, 3, 8}, Policy: "/etc/verdictd/policy.rego", Mode: "enforce", Fail: "closed",
-		Hooks: []string{"output", "input"}, Loopback: true, StrictND: true, NFLogGroups: config.Groups{5},
+		Hook: "output,input", Loopback: true, StrictND: true, NFLogGroups: config.Groups{5},
 		Flows: 1000, QueueLength: 100, CopyRange: 128, PolicyBudget: "10ms",
 		Log: config.Log{File: "/var/log/eve.json", Pretty: true, MaxSize: 100 << 20, Keep: 3},
 	}

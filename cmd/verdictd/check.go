@@ -1,0 +1,79 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/verdictd/verdictd/policy"
+	"github.com/verdictd/verdictd/rules"
+)
+
+func newCheckCommand(e env) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "check POLICY...",
+		Short: "Parse a policy, check its types and run its tests",
+		Long: `check reads a policy (a Rego file, or a directory of Rego and data files), checks
+it against the schema of the input document (see verdictd schema) and runs its
+test_ rules. Errors are printed as FILE:LINE:COLUMN: message. A policy that does
+not pass is never loaded by verdictd run.
+
+Exit codes: 0 the policy is right; 2 it is not, or a test fails.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var problems []error
+			for _, path := range args {
+				problems = append(problems, checkOne(cmd, e, path, asJSON))
+			}
+			return badInput(errors.Join(problems...))
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
+	return cmd
+}
+
+func checkOne(cmd *cobra.Command, e env, path string, asJSON bool) error {
+	report, err := policy.Check(cmd.Context(), policy.Source{Path: path})
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		enc := json.NewEncoder(e.stdout)
+		enc.SetIndent("", "  ")
+		err = enc.Encode(report)
+	} else {
+		err = report.WriteText(e.stdout)
+	}
+	if err != nil {
+		return fmt.Errorf("write report: %w", err)
+	}
+	if n := report.Failed(); n > 0 {
+		return fmt.Errorf("%s: %d of its tests failed", path, n)
+	}
+	return nil
+}
+
+func newSchemaCommand(e env) *cobra.Command {
+	var decision bool
+	cmd := &cobra.Command{
+		Use:   "schema",
+		Short: "Print the JSON Schema of what a policy can ask about a packet",
+		Long: `schema prints the JSON Schema of the input document, input.*, that policies are
+checked against; with --decision that of the decision a policy makes.`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			text := rules.Schema()
+			if decision {
+				text = rules.DecisionSchema()
+			}
+			_, err := fmt.Fprintln(e.stdout, strings.TrimSpace(string(text)))
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&decision, "decision", false, "print the schema of the decision instead")
+	return cmd
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/verdictd/verdictd/config"
+	"github.com/verdictd/verdictd/hook"
+)
+
+// hookFlags are the flags that describe a ruleset.
+type hookFlags struct {
+	hooks    string
+	queues   config.Queues
+	fail     string
+	loopback bool
+	strictND bool
+}
+
+func newHookCommand(e env) *cobra.Command {
+	f := hookFlags{queues: config.Queues{0}}
+	cmd := &cobra.Command{
+		Use:   "hook",
+		Short: "Show, install or remove the kernel rules that send packets to the queue",
+		Long: `hook manages the table "verdictd" in nf_tables: the rules that hand packets to
+the queue. verdictd run --hook installs it at the start and removes it at the
+end; these commands do the same by hand, for example to clean up after a crash.
+No other table is touched.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	flags := cmd.PersistentFlags()
+	flags.StringVar(&f.hooks, "hook", "output", "`HOOKS` to take packets from: output,input,forward")
+	flags.Var(&f.queues, "queue", "queues to spread the packets over")
+	flags.StringVar(&f.fail, "fail", "closed", "open or closed: what happens to packets while no verdictd runs")
+	flags.BoolVar(&f.loopback, "loopback", false, "send packets over the loopback interface to the queue too")
+	flags.BoolVar(&f.strictND, "strict-neighbour", false, "send IPv6 neighbour discovery to the queue too")
+	cmd.AddCommand(
+		&cobra.Command{
+			Use: "show", Args: cobra.NoArgs,
+			Short: "Print the installed rules, or those that would be installed",
+			RunE:  func(*cobra.Command, []string) error { return f.show(e) },
+		},
+		&cobra.Command{
+			Use: "install", Args: cobra.NoArgs,
+			Short: "Install the rules; packets wait for a verdictd run that binds the queue",
+			RunE: func(*cobra.Command, []string) error {
+				c, err := f.config()
+				if err != nil {
+					return badInput(err)
+				}
+				_, err = hook.Install(c)
+				return err
+			},
+		},
+		&cobra.Command{
+			Use: "remove", Args: cobra.NoArgs,
+			Short: "Remove the rules",
+			RunE: func(*cobra.Command, []string) error {
+				c, err := f.config()
+				if err != nil {
+					return badInput(err)
+				}
+				return hook.Remove(c)
+			},
+		},
+		&cobra.Command{
+			Use: "print-iptables", Args: cobra.NoArgs,
+			Short: "Print the same rules as iptables commands, for people who keep their own",
+			RunE: func(*cobra.Command, []string) error {
+				c, err := f.config()
+				if err != nil {
+					return badInput(err)
+				}
+				return hook.PrintIptables(c, e.stdout)
+			},
+		},
+	)
+	return cmd
+}
+
+func (f *hookFlags) show(e env) error {
+	c, err := f.config()
+	if err != nil {
+		return badInput(err)
+	}
+	text, err := hook.Show(c)
+	switch {
+	case errors.Is(err, hook.ErrNotInstalled):
+		if text, err = hook.Plan(c); err != nil {
+			return badInput(err)
+		}
+		text = "# not installed; verdictd hook install would install:\n" + text
+	case err != nil:
+		return err
+	}
+	_, err = fmt.Fprintln(e.stdout, strings.TrimRight(text, "\n"))
+	return err
+}
+
+// config turns the flags into a ruleset's description.
+func (f *hookFlags) config() (hook.Config, error) {
+	bypass := f.fail == "open"
+	if !bypass && f.fail != "closed" {
+		return hook.Config{}, fmt.Errorf("--fail %q: want open or closed", f.fail)
+	}
+	c, err := rulesetOf(f.hooks, f.queues)
+	c.Bypass, c.Loopback, c.StrictNeighbour = bypass, f.loopback, f.strictND
+	return c, err
+}
+
+// rulesetOf describes a ruleset that spreads the packets of hooks over queues.
+func rulesetOf(hooks string, queues config.Queues) (hook.Config, error) {
+	list, err := hook.ParseHooks(hooks)
+	if err != nil {
+		return hook.Config{}, err
+	}
+	for i := 1; i < len(queues); i++ {
+		if queues[i] != queues[i-1]+1 {
+			return hook.Config{}, fmt.Errorf("--queue %s: one rule can spread packets over neighbouring queues only, such as 0-3", queues.String())
+		}
+	}
+	if len(queues) == 0 {
+		queues = config.Queues{0}
+	}
+	return hook.Config{Hooks: list, QueueFirst: queues[0], QueueLast: queues[len(queues)-1]}, nil
+}

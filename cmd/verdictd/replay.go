@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os/signal"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/policy"
+	"github.com/verdictd/verdictd/replay"
+	"github.com/verdictd/verdictd/rules"
+)
+
+type replayFlags struct {
+	policy, mode, fail string
+	hook, iface        string
+	local              []string
+	json, absolute     bool
+	quiet              bool
+	flows              int
+}
+
+func newReplayCommand(e env) *cobra.Command {
+	var f replayFlags
+	cmd := &cobra.Command{
+		Use:   "replay CAPTURE...",
+		Short: "Judge the packets of captures by a policy, as if they came in now",
+		Long: `replay reads packet captures (pcap or pcapng, also .gz or .zst, "-" for standard
+input) and judges each packet the way verdictd run would: same decoding, same
+flow table, same policy, the capture's clock. It prints a line per packet, with
+--json a JSON object, and a summary on standard error. It needs no rights, and
+two runs print the same bytes.
+
+A packet's hook is that of --hook, or else follows from --local: packets from a
+local address are output, packets to one input, others forward. Without either,
+a capture that says which packets were outgoing is believed; else forward.
+
+Exit codes: 0 every packet was judged; 1 the report could not be written;
+2 the policy or a capture is at fault. A capture that is cut short is judged up
+to the cut.`,
+		Example: "  verdictd replay traffic.pcap --policy policy.rego.example\n" +
+			"  verdictd replay --json --local 192.0.2.7/32 traffic.pcapng.zst --policy policy/ | jq .verdict",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, e, args) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.policy, "policy", "", "Rego `FILE` or directory; default: accept everything")
+	flags.StringVar(&f.mode, "mode", "enforce", "enforce, or monitor: accept everything and say what would be dropped")
+	flags.StringVar(&f.fail, "fail", "", "open or closed: what happens to packets that cannot be judged (default closed; open in monitor mode)")
+	flags.StringVar(&f.hook, "hook", "", "judge every packet at this `HOOK`: prerouting, input, forward, output, postrouting")
+	flags.StringSliceVar(&f.local, "local", nil, "`CIDR` of the host that judges; may be repeated")
+	flags.StringVar(&f.iface, "interface", "", "`NAME` of the interface of captures that name none")
+	flags.BoolVar(&f.json, "json", false, "print one JSON object per packet")
+	flags.BoolVar(&f.absolute, "absolute", false, "print times of day (UTC) and not those since the first packet")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print no packets, only the summary")
+	flags.IntVar(&f.flows, "flows", 0, "how many flows to remember (default 65536)")
+	return cmd
+}
+
+func (f *replayFlags) run(cmd *cobra.Command, e env, captures []string) error {
+	snapshot, options, err := f.parse(cmd)
+	if err != nil {
+		return badInput(err)
+	}
+	loaded, err := policy.Load(cmd.Context(), policy.Source{Path: f.policy})
+	if err != nil {
+		return badInput(err)
+	}
+	snapshot.Policy, snapshot.Hash, snapshot.Generation = loaded, loaded.Hash(), 1
+
+	names := map[uint32]string{}
+	eng := engine.New(engine.Config{Flows: f.flows, InterfaceName: func(i uint32) string { return names[i] }})
+	eng.Publish(snapshot)
+	options.Stdin = e.stdin
+	options.Color = e.colour()
+	options.NewInterface = func(i uint32, name string) { names[i] = name }
+	options.Warn = func(err error) { fmt.Fprintf(e.stderr, "verdictd: warning: %v\n", err) }
+	options.Progress = progress(e)
+
+	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	out := e.stdout
+	if f.quiet {
+		out = io.Discard
+	}
+	summary, err := replay.Run(ctx, options, captures, &judge{worker: eng.NewWorker(nil)}, out)
+	if e.stderrTerminal {
+		fmt.Fprint(e.stderr, "\r\x1b[K")
+	}
+	if summary.Captures > 0 {
+		fmt.Fprintln(e.stderr, summary.String())
+	}
+	return replayError(err)
+}
+
+// replayError tells captures at fault from a report that cannot be written.
+func replayError(err error) error {
+	_, capture := errors.AsType[*replay.CaptureError](err)
+	_, link := errors.AsType[*replay.LinkTypeError](err)
+	_, path := errors.AsType[*fs.PathError](err)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return errors.New("interrupted")
+	case capture || link || path:
+		return badInput(err)
+	}
+	return err
+}
+
+// parse turns flags into settings.
+func (f *replayFlags) parse(cmd *cobra.Command) (s engine.Snapshot, o replay.Options, err error) {
+	if s.Mode, err = parseMode(f.mode); err != nil {
+		return s, o, err
+	}
+	if s.FailOpen, err = parseFail(f.fail, s.Mode); err != nil {
+		return s, o, err
+	}
+	if f.flows < 0 {
+		return s, o, fmt.Errorf("--flows %d: want a positive number", f.flows)
+	}
+	if f.hook != "" {
+		h, ok := packet.ParseHook(f.hook)
+		if !ok {
+			return s, o, fmt.Errorf("--hook %q: want prerouting, input, forward, output or postrouting", f.hook)
+		}
+		o.FixHook, o.Hook = true, h
+	}
+	for _, text := range f.local {
+		p, err := netip.ParsePrefix(text)
+		if a, addrErr := netip.ParseAddr(text); addrErr == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil {
+			return s, o, fmt.Errorf("--local %q: want an address or a network such as 192.0.2.0/24", text)
+		}
+		o.Local = append(o.Local, p.Masked())
+	}
+	if f.json {
+		o.Format = replay.JSON
+	}
+	o.Absolute, o.Interface = f.absolute, f.iface
+	return s, o, nil
+}
+
+func parseMode(text string) (engine.Mode, error) {
+	for _, m := range []engine.Mode{engine.Enforce, engine.Monitor} {
+		if text == m.String() {
+			return m, nil
+		}
+	}
+	return 0, fmt.Errorf("mode %q: want enforce or monitor", text)
+}
+
+// parseFail returns whether to fail open; the default follows the mode.
+func parseFail(text string, mode engine.Mode) (open bool, err error) {
+	switch text {
+	case "":
+		return mode == engine.Monitor, nil
+	case "open":
+		return true, nil
+	case "closed":
+		return false, nil
+	}
+	return false, fmt.Errorf("fail %q: want open or closed", text)
+}
+
+// progress shows on a terminal how far a replay is that takes longer than a
+// second.
+func progress(e env) func(replay.Progress) {
+	if !e.stderrTerminal {
+		return nil
+	}
+	next := time.Now().Add(time.Second)
+	return func(p replay.Progress) {
+		if now := time.Now(); now.After(next) {
+			next = now.Add(time.Second / 4)
+			fmt.Fprintf(e.stderr, "\r\x1b[K%s: %d packets, %d MB", p.Capture, p.Packets, p.Offset>>20)
+		}
+	}
+}
+
+// judge lets an engine's worker judge the packets of a replay.
+type judge struct {
+	worker *engine.Worker
+	ticked int64
+}
+
+// Judge implements replay.Judge.
+func (j *judge) Judge(m *packet.Meta, data []byte) replay.Outcome {
+	const second = int64(time.Second)
+	if m.Time-j.ticked >= second || m.Time < j.ticked {
+		j.ticked = m.Time
+		j.worker.Tick(m.Time)
+	}
+	v := j.worker.Handle(m, data)
+	o := j.worker.Outcome()
+	r := replay.Outcome{Packet: o.Packet, Verdict: v, Reason: o.Reason}
+	if p := o.Packet; p.Status == packet.OK || p.Status == packet.Fragment {
+		r.Proto = rules.ProtocolName(p.Protocol)
+	}
+	switch {
+	case o.Error != nil:
+		r.Detail = o.Error.Error()
+	case o.Packet.Status == packet.Malformed:
+		r.Detail = o.Packet.Reason
+	case o.Decision != nil:
+		r.Rule, r.Detail = o.Decision.Rule, o.Decision.Reason
+	}
+	if o.Monitor {
+		r.Detail = wouldHave(o)
+	}
+	return r
+}
+
+// wouldHave says what monitor mode did not do.
+func wouldHave(o *engine.Outcome) string {
+	if o.Decision == nil {
+		return "would drop"
+	}
+	if o.Decision.Reason == "" {
+		return "would " + o.Decision.Action.String()
+	}
+	return "would " + o.Decision.Action.String() + ": " + o.Decision.Reason
+}

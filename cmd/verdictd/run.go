@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os/signal"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/config"
+	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/hook"
+)
+
+func newRunCommand(e env) *cobra.Command {
+	var file string
+	var given config.Config
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Judge live packets until told to stop",
+		Long: `run binds one or more netfilter queues and judges every packet that the kernel
+puts into them. Which packets that are, you say with --hook: verdictd then
+installs its own nf_tables table and removes it at the end. Or keep your own
+rules, with -j NFQUEUE --queue-num/--queue-balance or -j QUEUE (queue 0);
+verdictd run --hook print-iptables shows some to start from.
+
+Without --policy everything is accepted and recorded. With a policy, packets it
+does not accept are dropped; --mode monitor accepts them and records what would
+have been dropped.
+
+SIGHUP loads the policy again and reopens the log file; a changed policy file
+is loaded at once. A policy with an error, or whose own tests fail, is refused
+and the old one stays. SIGINT and SIGTERM stop verdictd: it takes its rules out,
+judges what is still queued and exits.
+
+Packets that cannot be judged (malformed, or the policy fails) are dropped with
+--fail closed and pass with --fail open; the same holds, with --hook, for packets
+while no verdictd runs.
+
+Needs CAP_NET_ADMIN.`,
+		Example: "  sudo verdictd run --hook output\n" +
+			"  sudo verdictd run --hook output,input --policy policy.rego --log /var/log/verdictd/eve.json\n" +
+			"  sudo verdictd run --queue 0-3 --policy policy/ --nflog-group 5",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := mergeConfig(file, cmd.Flags())
+			if err != nil {
+				return badInput(err)
+			}
+			if c.Hook == "print-iptables" {
+				return printIptables(e, c)
+			}
+			s, err := newSettings(c)
+			if err != nil {
+				return badInput(err)
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
+			defer stop()
+			return runDaemon(ctx, e, s)
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "", "YAML `FILE` with the settings below; flags override it")
+	bindFlags(cmd.Flags(), &given)
+	return cmd
+}
+
+// bindFlags defines a flag for each setting; its default is what c holds.
+func bindFlags(flags *pflag.FlagSet, c *config.Config) {
+	flags.Var(&c.Queues, "queue", "queues to bind: 0, 0-3 or 0-3,8 (default 0)")
+	flags.StringVar(&c.Policy, "policy", c.Policy, "Rego `FILE` or directory (default: accept and record everything)")
+	flags.StringVar(&c.Mode, "mode", c.Mode, "enforce or monitor (default: enforce if there is a policy)")
+	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
+	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
+	flags.BoolVar(&c.Loopback, "loopback", c.Loopback, "with --hook: judge packets over the loopback interface too")
+	flags.BoolVar(&c.StrictND, "strict-neighbour", c.StrictND, "with --hook: judge IPv6 neighbour discovery too")
+	flags.Var(&c.NFLogGroups, "nflog-group", "NFLOG groups to read into the audit log: 5 or 1-3,5")
+	flags.IntVar(&c.Flows, "flows", c.Flows, fmt.Sprintf("flows to remember per queue, %d bytes each (default 65536)", engine.BytesPerFlow))
+	flags.IntVar(&c.QueueLength, "queue-length", c.QueueLength, "packets that the kernel queues at most (default 8192)")
+	flags.IntVar(&c.CopyRange, "copy-range", c.CopyRange, "bytes of each packet that the kernel copies (default 256)")
+	flags.StringVar(&c.PolicyBudget, "policy-budget", c.PolicyBudget, "`TIME` that one decision may take (default 50ms)")
+	flags.StringVar(&c.Log.File, "log", c.Log.File, "audit log `FILE`, - for standard output (default -)")
+	flags.BoolVar(&c.Log.Pretty, "pretty", c.Log.Pretty, "print lines for people on standard output; a log file stays JSON")
+	flags.Var(&c.Log.MaxSize, "log-max-size", "rotate the log file at this size, such as 100MiB (default never)")
+	flags.IntVar(&c.Log.Keep, "log-keep", c.Log.Keep, "rotated log files to keep (default 5)")
+}
+
+// mergeConfig reads the configuration file, if there is one, and puts the
+// flags that were given over it.
+func mergeConfig(file string, given *pflag.FlagSet) (config.Config, error) {
+	var c config.Config
+	if file != "" {
+		var err error
+		if c, err = config.Load(file); err != nil {
+			return c, err
+		}
+	}
+	flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	bindFlags(flags, &c)
+	var err error
+	given.Visit(func(f *pflag.Flag) {
+		if flags.Lookup(f.Name) != nil && err == nil {
+			err = flags.Set(f.Name, f.Value.String())
+		}
+	})
+	return c, err
+}
+
+// settings are a checked configuration.
+type settings struct {
+	config.Config
+	mode     engine.Mode
+	failOpen bool
+	budget   time.Duration
+	ruleset  *hook.Config // nil: the user keeps the rules
+	netns    int          // file descriptor of the network namespace, 0: our own
+	quiet    bool         // the daemon's own messages go nowhere
+}
+
+func newSettings(c config.Config) (settings, error) {
+	s := settings{Config: c}
+	if len(s.Queues) == 0 {
+		s.Queues = config.Queues{0}
+	}
+	if s.Mode == "" {
+		s.Mode = engine.Monitor.String()
+		if s.Policy != "" {
+			s.Mode = engine.Enforce.String()
+		}
+	}
+	var err error
+	if s.mode, err = parseMode(s.Mode); err != nil {
+		return s, err
+	}
+	if s.failOpen, err = parseFail(s.Fail, s.mode); err != nil {
+		return s, err
+	}
+	if s.PolicyBudget != "" {
+		if s.budget, err = time.ParseDuration(s.PolicyBudget); err != nil || s.budget <= 0 {
+			return s, fmt.Errorf("policy-budget %q: want a time such as 10ms", s.PolicyBudget)
+		}
+	}
+	if err := checkRanges(&s.Config); err != nil {
+		return s, err
+	}
+	if s.Hook == "" {
+		if s.Loopback || s.StrictND {
+			return s, fmt.Errorf("loopback and strict-neighbour say something about the rules of --hook, which is not given")
+		}
+		return s, nil
+	}
+	r, err := s.rules()
+	s.ruleset = &r
+	return s, err
+}
+
+// rules describes the ruleset of --hook.
+func (s *settings) rules() (hook.Config, error) {
+	r, err := rulesetOf(s.Hook, s.Queues)
+	r.Bypass, r.Loopback, r.StrictNeighbour = s.failOpen, s.Loopback, s.StrictND
+	return r, err
+}
+
+func checkRanges(c *config.Config) error {
+	if c.Log.File == "" {
+		c.Log.File = "-"
+	}
+	if c.Log.Keep == 0 {
+		c.Log.Keep = 5
+	}
+	for _, n := range []struct {
+		name            string
+		value, min, max int
+	}{
+		{"flows", c.Flows, 64, 1 << 26},
+		{"queue-length", c.QueueLength, 1, 65536},
+		{"copy-range", c.CopyRange, 128, 65531},
+		{"log-keep", c.Log.Keep, 1, 1000},
+	} {
+		if n.value != 0 && (n.value < n.min || n.value > n.max) {
+			return fmt.Errorf("%s %d: want %d to %d", n.name, n.value, n.min, n.max)
+		}
+	}
+	return nil
+}
+
+func printIptables(e env, c config.Config) error {
+	c.Hook = "output,input,forward"
+	s, err := newSettings(c)
+	if err != nil {
+		return badInput(err)
+	}
+	return hook.PrintIptables(*s.ruleset, e.stdout)
+}
+
+// runDaemon runs the daemon until ctx is done.
+func runDaemon(ctx context.Context, e env, s settings) error {
+	handler := slog.Handler(slog.NewTextHandler(e.stderr, nil))
+	if s.quiet {
+		handler = slog.DiscardHandler
+	}
+	d := &daemon{settings: s, env: e, log: slog.New(handler)}
+	return d.run(ctx)
+}
