@@ -19,7 +19,7 @@ const (
 	ipv4DontFlag    = 0x4000
 	ipv6MoreFlag    = 1
 	extensionUnit   = 8
-	maxExtHeaders   = 64 // the kernel has no limit, so one packet more is Malformed
+	maxExtHeaders   = 64 // the kernel has no limit; packets with more are Malformed
 	protoHopByHop   = 0
 	protoRouting    = 43
 	protoFragment   = 44
