@@ -29,19 +29,17 @@ type Namespace struct {
 // only in errors. The caller must Close it. Needs CAP_SYS_ADMIN.
 func NewNamespace(name string) (*Namespace, error) {
 	ns := &Namespace{name: name, peers: make(map[string]net.HardwareAddr)}
-	err := onThread(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("unshare: %w%s", err, needs(err, "CAP_SYS_ADMIN"))
-		}
-		var err error
-		ns.file, err = os.Open(threadNetNS)
-		return err
-	})
+	err := onThread(
+		func() error { return unix.Unshare(unix.CLONE_NEWNET) },
+		func() (err error) {
+			ns.file, err = os.Open(threadNetNS)
+			return err
+		})
 	if err == nil {
 		err = ns.prepare()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("create namespace %s: %w", name, err), ns.Close())
+		return nil, errors.Join(fmt.Errorf("create namespace %s: %w%s", name, err, needs(err, "CAP_SYS_ADMIN")), ns.Close())
 	}
 	return ns, nil
 }
@@ -80,28 +78,31 @@ func (n *Namespace) Do(fn func() error) error {
 		if err != nil {
 			return fmt.Errorf("enter namespace %s: %w%s", n.name, err, needs(err, "CAP_SYS_ADMIN"))
 		}
-		return fn()
-	})
+		return nil
+	}, fn)
 }
 
 // threadNetNS is the network namespace of the calling thread.
 const threadNetNS = "/proc/thread-self/ns/net"
 
-// onThread runs fn locked to one thread, which fn may move to another network
-// namespace, and moves the thread back. The thread is not simply left to die:
-// if it is the first of the process it cannot die and would hold the namespace
-// for ever.
-func onThread(fn func() error) (err error) {
+// onThread locks the goroutine to its thread, lets move take the thread to
+// another network namespace, runs fn there and takes the thread back. The
+// thread is not simply left to die: if it is the first of the process it cannot
+// die and would hold the namespace for ever.
+func onThread(move, fn func() error) (err error) {
 	runtime.LockOSThread()
 	home, err := os.Open(threadNetNS)
 	if err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("open own network namespace: %w", err)
 	}
+	defer home.Close()
+	if err := move(); err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
 	defer func() {
-		back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET)
-		home.Close()
-		if back != nil {
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
 			// Keep the thread locked: it ends with this goroutine.
 			err = errors.Join(err, fmt.Errorf("return thread to its network namespace: %w", back))
 			return

@@ -1,7 +1,6 @@
 package labtest
 
 import (
-	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -14,65 +13,68 @@ import (
 	"github.com/verdictd/verdictd/internal/lab"
 )
 
-// Leaks fails the test if at its end more goroutines run or other descriptors
-// are open than now. Call it first, and not in a parallel test.
+// Leaks fails the test if at its end a goroutine runs or a descriptor is open
+// that was not there when Leaks was called. Call it first, and not in a
+// parallel test.
 func Leaks(t testing.TB) {
 	t.Helper()
-	goroutines := runtime.NumGoroutine()
-	files, err := openFiles()
+	before, err := resources()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		var leaked []string
 		const settle = 2 * time.Second
-		if lab.Poll(settle, func() bool {
-			leaked = leakedSince(goroutines, files)
-			return len(leaked) == 0
-		}) {
-			return
+		var leaked []string
+		var err error
+		clean := lab.Poll(settle, func() bool {
+			leaked, err = added(before)
+			return err != nil || len(leaked) == 0
+		})
+		if err != nil || !clean {
+			t.Errorf("leaked (error: %v):\n%s", err, strings.Join(leaked, "\n"))
 		}
-		t.Errorf("leaked: %s\n%s", strings.Join(leaked, ", "), stacks())
 	})
 }
 
-func leakedSince(goroutines int, files map[string]string) []string {
+// added returns what is there now but not in before.
+func added(before map[string]string) ([]string, error) {
+	now, err := resources()
 	var leaked []string
-	if now := runtime.NumGoroutine(); now > goroutines {
-		leaked = append(leaked, fmt.Sprintf("%d goroutines", now-goroutines))
-	}
-	now, err := openFiles()
-	if err != nil {
-		return append(leaked, err.Error())
-	}
-	for _, fd := range slices.Sorted(maps.Keys(now)) {
-		if files[fd] != now[fd] {
-			leaked = append(leaked, fmt.Sprintf("descriptor %s %s", fd, now[fd]))
+	for _, key := range slices.Sorted(maps.Keys(now)) {
+		if _, ok := before[key]; !ok {
+			leaked = append(leaked, now[key])
 		}
 	}
-	return leaked
+	return leaked, err
 }
 
-// openFiles maps the descriptors of the process to what they are. It leaves
-// out those the runtime opens once and keeps, and the one that reads the list.
-func openFiles() (map[string]string, error) {
+// resources describes the goroutines and descriptors of the process, by what
+// identifies each.
+func resources() (map[string]string, error) {
+	all := make(map[string]string)
+	for stack := range strings.SplitSeq(stacks(), "\n\n") {
+		// "goroutine 7 [running]:": numbers are never used again. The signal
+		// package keeps a goroutine for the life of the process.
+		id, _, _ := strings.Cut(stack, " [")
+		if !strings.Contains(stack, "os/signal.") {
+			all[id] = stack
+		}
+	}
 	const dir = "/proc/self/fd"
 	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	files := make(map[string]string, len(entries))
 	for _, e := range entries {
 		target, err := os.Readlink(filepath.Join(dir, e.Name()))
+		// Gone is the one that read the list. The runtime keeps its poller.
 		if err != nil || strings.Contains(target, "[eventpoll]") || strings.Contains(target, "[eventfd]") {
 			continue
 		}
-		files[e.Name()] = target
+		key := "descriptor " + e.Name() + " of " + target
+		all[key] = key
 	}
-	return files, nil
+	return all, err
 }
 
-func stacks() []byte {
+func stacks() string {
 	buf := make([]byte, 1<<20)
-	return buf[:runtime.Stack(buf, true)]
+	return string(buf[:runtime.Stack(buf, true)])
 }
