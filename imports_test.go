@@ -1,0 +1,110 @@
+package verdictd_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/verdictd/verdictd"
+
+// mayImport says which packages of this module each package may import. The
+// arrows point one way; ARCHITECTURE.md has the drawing.
+func mayImport() map[string][]string {
+	return map[string][]string{
+		"":                     {},
+		"packet":               {},
+		"internal/nfnl":        {},
+		"internal/links":       {},
+		"internal/lab":         {},
+		"internal/lab/labtest": {"internal/lab"},
+		"config":               {},
+		"hook":                 {},
+		"rules":                {"packet"},
+		"policy":               {"packet", "rules"},
+		"logsink":              {"packet", "rules", "internal/nfnl"},
+		"engine":               {"packet", "rules", "logsink"},
+		"queue":                {"packet", "internal/nfnl"},
+		"replay":               {"packet"},
+		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config",
+			"internal/links", "internal/lab"},
+	}
+}
+
+// onlyIn says which packages may import a module that belongs to one of them.
+func onlyIn() map[string][]string {
+	return map[string][]string{
+		"github.com/google/gopacket":       {"packet", "replay"},
+		"github.com/open-policy-agent/opa": {"policy"},
+		"github.com/florianl/go-nfqueue":   {"queue"},
+		"github.com/florianl/go-nflog":     {"logsink"},
+		"github.com/google/nftables":       {"hook"},
+		"github.com/mdlayher/netlink":      {"internal/nfnl", "internal/links", "internal/lab", "internal/lab/labtest", "hook", "queue", "logsink"},
+		"github.com/jsimonetti/rtnetlink":  {"internal/lab"},
+		"github.com/goccy/go-yaml":         {"config", "policy", "rules"},
+		"github.com/spf13":                 {"cmd/verdictd"},
+		"github.com/fsnotify/fsnotify":     {"policy"},
+		"github.com/klauspost/compress":    {"replay"},
+	}
+}
+
+// TestImports reads the sources in this process: a test that asks the go
+// command would be answered from the cache after a bad import.
+func TestImports(t *testing.T) {
+	allowed, exclusive := mayImport(), onlyIn()
+	seen := map[string]bool{}
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), ".") && file != "." || d.Name() == "testdata") {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
+			return nil
+		}
+		dir := strings.TrimPrefix(path.Dir(filepath.ToSlash(file)), ".")
+		list, ok := allowed[dir]
+		if !ok {
+			t.Errorf("%s: package %s is not in the table of mayImport", file, dir)
+			return nil
+		}
+		seen[dir] = true
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range parsed.Imports {
+			name, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				return err
+			}
+			if inside, ok := strings.CutPrefix(name, module); ok {
+				if inside = strings.TrimPrefix(inside, "/"); !slices.Contains(list, inside) {
+					t.Errorf("%s: %s may not import %s", file, dir, inside)
+				}
+				continue
+			}
+			for mod, owners := range exclusive {
+				if strings.HasPrefix(name, mod) && !slices.Contains(owners, dir) {
+					t.Errorf("%s: only %s may import %s", file, strings.Join(owners, ", "), mod)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir := range allowed {
+		if !seen[dir] {
+			t.Errorf("package %q is in the table and not in the tree", dir)
+		}
+	}
+}
