@@ -16,19 +16,19 @@ import (
 // "log." and the like written "log-". The zero value of a field, except where
 // stated, is its default.
 type Config struct {
-	Queues       Queues   `yaml:"queue"`    // default: 0
-	Policy       string   `yaml:"policy"`   // default: accept and record everything
-	Mode         string   `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
-	Fail         string   `yaml:"fail"`     // open, closed; default: closed in enforce mode
-	Hooks        []string `yaml:"hook"`     // default: the user keeps the rules
-	Loopback     bool     `yaml:"loopback"` // with hook: judge loopback traffic too
-	StrictND     bool     `yaml:"strict-neighbour"`
-	NFLogGroups  Groups   `yaml:"nflog-group"`
-	Flows        int      `yaml:"flows"`         // default: 65536 per queue
-	QueueLength  int      `yaml:"queue-length"`  // packets; default: 8192
-	CopyRange    int      `yaml:"copy-range"`    // bytes; default: 256
-	PolicyBudget string   `yaml:"policy-budget"` // duration; default: 50ms
-	Log          Log      `yaml:"log"`
+	Queues       Queues `yaml:"queue"`    // default: 0
+	Policy       string `yaml:"policy"`   // default: accept and record everything
+	Mode         string `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
+	Fail         string `yaml:"fail"`     // open, closed; default: closed in enforce mode
+	Hook         string `yaml:"hook"`     // such as "output,input"; default: the user keeps the rules
+	Loopback     bool   `yaml:"loopback"` // with hook: judge loopback traffic too
+	StrictND     bool   `yaml:"strict-neighbour"`
+	NFLogGroups  Groups `yaml:"nflog-group"`
+	Flows        int    `yaml:"flows"`         // default: 65536 per queue
+	QueueLength  int    `yaml:"queue-length"`  // packets; default: 8192
+	CopyRange    int    `yaml:"copy-range"`    // bytes; default: 256
+	PolicyBudget string `yaml:"policy-budget"` // duration; default: 50ms
+	Log          Log    `yaml:"log"`
 }
 
 // Log are the settings of the audit log.

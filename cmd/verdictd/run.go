@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os/signal"
@@ -60,7 +59,7 @@ Needs CAP_NET_ADMIN.`,
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
-			return runDaemon(ctx, e, s)
+			return newDaemon(e, s).run(ctx)
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "YAML `FILE` with the settings below; flags override it")
@@ -196,12 +195,11 @@ func printIptables(e env, c config.Config) error {
 	return hook.PrintIptables(*s.ruleset, e.stdout)
 }
 
-// runDaemon runs the daemon until ctx is done.
-func runDaemon(ctx context.Context, e env, s settings) error {
+// newDaemon returns a daemon that is ready to run.
+func newDaemon(e env, s settings) *daemon {
 	handler := slog.Handler(slog.NewTextHandler(e.stderr, nil))
 	if s.quiet {
 		handler = slog.DiscardHandler
 	}
-	d := &daemon{settings: s, env: e, log: slog.New(handler)}
-	return d.run(ctx)
+	return &daemon{settings: s, env: e, log: slog.New(handler)}
 }

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/hook"
+	"github.com/verdictd/verdictd/internal/links"
+	"github.com/verdictd/verdictd/logsink"
+	"github.com/verdictd/verdictd/policy"
+	"github.com/verdictd/verdictd/queue"
+)
+
+// daemon is what verdictd run runs. Its parts start in the order of start and
+// stop in that of stop: rules go in last and out first, so that a packet is
+// only ever queued for somebody who answers it.
+type daemon struct {
+	settings
+	env env
+	log *slog.Logger
+
+	policy     *policy.Policy
+	generation uint64
+	links      *links.Table
+	audit      *logsink.Log
+	engine     *engine.Engine
+	queues     []*queue.Queue
+	workers    []*engine.Worker
+	nflog      *logsink.Reader
+	ruleset    *hook.Ruleset
+
+	outputs []logsink.Output // in place of those that the settings name
+	ready   func()           // called once packets are judged
+}
+
+// run runs the daemon until ctx is done or a part of it fails.
+func (d *daemon) run(ctx context.Context) error {
+	loaded, err := policy.Load(ctx, d.source())
+	if err != nil {
+		return badInput(err)
+	}
+	d.policy = loaded
+	// From here on, what was opened is closed again.
+	defer d.close()
+	if err := d.open(); err != nil {
+		return err
+	}
+
+	// The audit log outlives everything that writes to it.
+	auditCtx, endAudit := context.WithCancel(context.WithoutCancel(ctx))
+	var audit sync.WaitGroup
+	var auditErr error
+	audit.Go(func() { auditErr = d.audit.Run(auditCtx) })
+	err = d.judge(ctx)
+	d.audit.Admin("stop", "verdictd stopped")
+	endAudit()
+	audit.Wait()
+	d.report()
+	return errors.Join(err, auditErr)
+}
+
+func (d *daemon) source() policy.Source {
+	return policy.Source{Path: d.Policy, Budget: d.budget}
+}
+
+// open opens everything that needs rights or can be in use by others, but for
+// the rules.
+func (d *daemon) open() error {
+	var err error
+	if d.links, err = links.Open(d.netns); err != nil {
+		return err
+	}
+	d.engine = engine.New(engine.Config{
+		Flows: d.Flows, Workers: len(d.Queues), InterfaceName: d.links.Name,
+		Now: func() int64 { return time.Now().UnixNano() },
+	})
+	d.publish(d.policy)
+	for _, num := range d.Queues {
+		q, err := queue.Open(queue.Config{
+			Num: num, MaxLen: uint32(d.QueueLength), CopyRange: uint32(d.CopyRange), FailOpen: d.failOpen, NetNS: d.netns,
+		})
+		if err != nil {
+			return err
+		}
+		d.queues = append(d.queues, q)
+	}
+	if len(d.NFLogGroups) > 0 {
+		d.nflog, err = logsink.OpenNFLog(logsink.NFLogConfig{
+			Groups: d.NFLogGroups, NetNS: d.netns, InterfaceName: d.links.Name,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return d.openAudit()
+}
+
+func (d *daemon) openAudit() error {
+	outputs := d.outputs
+	if outputs == nil {
+		outputs = []logsink.Output{{
+			Path: d.Log.File, Pretty: d.Log.Pretty && d.Log.File == "-", Colour: d.env.colour(),
+			MaxBytes: int64(d.Log.MaxSize), Keep: d.Log.Keep,
+		}}
+		if d.Log.Pretty && d.Log.File != "-" {
+			outputs = append(outputs, logsink.Output{Path: "-", Pretty: true, Colour: d.env.colour()})
+		}
+	}
+	host, _ := os.Hostname() // without it the record just lacks the key
+	var err error
+	d.audit, err = logsink.New(logsink.Config{
+		Outputs: outputs, Encoder: logsink.EncoderConfig{Host: host}, Logger: d.log,
+	})
+	return err
+}
+
+// close frees what open opened and puts the rules out if they are still in.
+func (d *daemon) close() {
+	if d.ruleset != nil {
+		if err := d.ruleset.Close(); err != nil {
+			d.log.Error("rules not removed", "error", err)
+		}
+	}
+	for _, q := range d.queues {
+		q.Close()
+	}
+	if d.nflog != nil {
+		d.nflog.Close()
+	}
+	if d.links != nil {
+		d.links.Close()
+	}
+}
+
+// judge runs everything that reads packets or changes how they are judged.
+// The tasks end in two steps: first all that brings packets, then, when the
+// queues are empty, the rest.
+func (d *daemon) judge(ctx context.Context) error {
+	tasks, tasksCtx := errgroup.WithContext(ctx)
+	serve, endServe := context.WithCancel(context.WithoutCancel(ctx))
+	defer endServe()
+	for i, q := range d.queues {
+		w := d.engine.NewWorker(d.audit.Ring(fmt.Sprintf("queue %d", d.Queues[i])))
+		d.workers = append(d.workers, w)
+		tasks.Go(func() error {
+			defer w.Close()
+			return q.Run(serve, w)
+		})
+	}
+	if d.nflog != nil {
+		ring := d.audit.Ring("nflog")
+		tasks.Go(func() error { return d.nflog.Run(serve, ring) })
+	}
+	tasks.Go(func() error { return d.links.Run(serve, d.netns, d.engine.Refresh) })
+	reload := make(chan struct{}, 1)
+	tasks.Go(func() error {
+		return policy.Watch(serve, policy.WatchConfig{
+			Source: d.source(), Hash: d.policy.Hash(), Reload: reload, OnChange: d.changePolicy,
+		})
+	})
+	tasks.Go(func() error { return d.followHangups(serve, reload) })
+	tasks.Go(func() error {
+		defer endServe()
+		if err := d.announce(); err != nil {
+			return err
+		}
+		<-tasksCtx.Done()
+		if d.ruleset != nil {
+			return d.ruleset.Stop()
+		}
+		return nil
+	})
+	return tasks.Wait()
+}
+
+// announce puts the rules in and says that packets are judged now.
+func (d *daemon) announce() error {
+	if d.settings.ruleset != nil {
+		r, err := hook.Install(*d.settings.ruleset)
+		if err != nil {
+			return err
+		}
+		d.ruleset = r
+	}
+	source := d.source().String()
+	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
+	d.log.Info("ready", "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
+	notifySystemd("READY=1")
+	if d.ready != nil {
+		d.ready()
+	}
+	return nil
+}
+
+func (d *daemon) hookText() string {
+	if d.Hook == "" {
+		return "own rules of the user"
+	}
+	return d.Hook
+}
+
+// followHangups reloads the policy and reopens the log files at each SIGHUP.
+func (d *daemon) followHangups(ctx context.Context, reload chan<- struct{}) error {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+			d.audit.Reopen()
+			select {
+			case reload <- struct{}{}:
+			default: // one is under way and will read the same files
+			}
+		}
+	}
+}
+
+// changePolicy takes a new policy into use, or says why it was refused.
+func (d *daemon) changePolicy(p *policy.Policy, err error) {
+	if err != nil {
+		d.log.Error("policy refused, the old one stays", "error", err, "generation", d.generation)
+		d.audit.Admin("policy_refused", err.Error())
+		return
+	}
+	d.publish(p)
+	d.log.Info("policy loaded", "generation", d.generation, "sha256", p.Hash()[:12])
+	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, sha256 %s", d.generation, p.Hash()))
+}
+
+func (d *daemon) publish(p *policy.Policy) {
+	d.generation++
+	d.engine.Publish(engine.Snapshot{
+		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen,
+	})
+}
+
+// report says at the end what was done.
+func (d *daemon) report() {
+	s := d.engine.Stats()
+	var queued queue.Stats
+	for _, q := range d.queues {
+		queued = queued.Add(q.Stats())
+	}
+	d.log.Info("stopped", "packets", s.Packets, "accepted", s.Accepted, "dropped", s.Dropped+s.Rejected,
+		"would_drop", s.WouldDrop, "malformed", s.Malformed, "policy_errors", s.PolicyErrors, "lost", queued.Lost())
+}
+
+// notifySystemd tells the service manager about the daemon's state if it was
+// started by one; sd_notify(3).
+func notifySystemd(state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	if conn, err := net.Dial("unixgram", path); err == nil {
+		defer conn.Close()
+		_, _ = conn.Write([]byte(state)) // nobody to tell if nobody listens
+	}
+}
