@@ -49,6 +49,7 @@ type Worker struct {
 	known, older knownDecisions
 	nextFlow     uint64
 	lastTick     int64
+	published    int64
 	counts       Stats
 	stats        atomic.Pointer[Stats]
 }
@@ -126,14 +127,20 @@ func (w *Worker) Tick(now int64) {
 			due = sets * uint64(since) / uint64(sweepPeriod)
 		}
 		if due == 0 {
-			w.publishStats()
 			return // too little time for one set: let it add up
 		}
 		w.table.sweep(int(min(due, maxSweep)), now, w.endFlow)
 	}
 	w.lastTick = now
-	w.publishStats()
+	if now-w.published >= statsEvery || now < w.published {
+		w.published = now
+		w.publishStats()
+	}
 }
+
+// statsEvery is how often the counts are copied for others to read. The copy
+// allocates, so it is not made after each batch of packets.
+const statsEvery = int64(100 * time.Millisecond)
 
 // maxSweep bounds the sets that one Tick looks at, to bound the time that
 // packets wait for it.

@@ -37,7 +37,7 @@ type daemon struct {
 	engine     *engine.Engine
 	queues     []*queue.Queue
 	workers    []*engine.Worker
-	nflog      *logsink.Reader
+	nflog      *logsink.NFLogReader
 	ruleset    *hook.Ruleset
 
 	outputs []logsink.Output // in place of those that the settings name
@@ -95,15 +95,13 @@ func (d *daemon) open() error {
 		}
 		d.queues = append(d.queues, q)
 	}
-	if len(d.NFLogGroups) > 0 {
-		d.nflog, err = logsink.OpenNFLog(logsink.NFLogConfig{
-			Groups: d.NFLogGroups, NetNS: d.netns, InterfaceName: d.links.Name,
-		})
-		if err != nil {
-			return err
-		}
+	if err := d.openAudit(); err != nil || len(d.NFLogGroups) == 0 {
+		return err
 	}
-	return d.openAudit()
+	d.nflog, err = logsink.OpenNFLog(logsink.NFLogConfig{
+		Groups: d.NFLogGroups, NetNS: d.netns, InterfaceName: d.links.Name,
+	}, d.audit)
+	return err
 }
 
 func (d *daemon) openAudit() error {
@@ -159,8 +157,7 @@ func (d *daemon) judge(ctx context.Context) error {
 		})
 	}
 	if d.nflog != nil {
-		ring := d.audit.Ring("nflog")
-		tasks.Go(func() error { return d.nflog.Run(serve, ring) })
+		tasks.Go(func() error { return d.nflog.Run(serve) })
 	}
 	tasks.Go(func() error { return d.links.Run(serve, d.netns, d.engine.Refresh) })
 	reload := make(chan struct{}, 1)
@@ -251,12 +248,13 @@ func (d *daemon) publish(p *policy.Policy) {
 // report says at the end what was done.
 func (d *daemon) report() {
 	s := d.engine.Stats()
-	var queued queue.Stats
+	var lost uint64 // packets that the kernel brought or wanted to bring, and that got no verdict
 	for _, q := range d.queues {
-		queued = queued.Add(q.Stats())
+		st := q.Stats()
+		lost += st.Gaps + st.HookFlush + st.Unsent
 	}
 	d.log.Info("stopped", "packets", s.Packets, "accepted", s.Accepted, "dropped", s.Dropped+s.Rejected,
-		"would_drop", s.WouldDrop, "malformed", s.Malformed, "policy_errors", s.PolicyErrors, "lost", queued.Lost())
+		"would_drop", s.WouldDrop, "malformed", s.Malformed, "policy_errors", s.PolicyErrors, "lost", lost)
 }
 
 // notifySystemd tells the service manager about the daemon's state if it was
