@@ -176,17 +176,17 @@ func (o *output) close(now time.Time) error {
 	o.retryAt = now
 	o.flush(now)
 	o.flush(now) // the record of a recovery
-	if o.file == nil {
-		return o.cause
+	if o.file != nil {
+		o.sync()
+		if err := o.file.f.Close(); err != nil && o.cause == nil {
+			o.cause = err
+		}
 	}
-	o.sync()
-	if err := o.file.f.Close(); err != nil && o.cause == nil {
-		o.cause = err
+	if o.cause == nil {
+		return nil
 	}
-	if len(o.buf) > 0 {
-		return fmt.Errorf("audit log %s: %d bytes could not be written: %w", o.cfg.Path, len(o.buf), o.cause)
-	}
-	return o.cause
+	return fmt.Errorf("audit log %s: the last %d bytes and %d records after them could not be written: %w",
+		o.cfg.Path, len(o.buf), o.missed, o.cause)
 }
 
 func (o *output) name() string { return "output " + o.cfg.Path }
