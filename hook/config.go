@@ -225,9 +225,6 @@ func (c Config) table() *nftables.Table {
 	return &nftables.Table{Name: c.Table, Family: c.Family.kernel()}
 }
 
-// queues returns the range as nft writes it: "7" or "0-3".
-func (c Config) queues() string { return queueRange(c.QueueFirst, c.QueueLast-c.QueueFirst+1) }
-
 // queueRange writes total queues from first on.
 func queueRange(first, total uint16) string {
 	if total <= 1 {

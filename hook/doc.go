@@ -30,9 +30,17 @@
 // When any base chain of a network namespace is deleted, the kernel drops the
 // packets that wait in every nfqueue of that namespace, also in the queues of
 // other programs, and no kernel counter shows them (nf_queue_nf_hook_drop,
-// net/netfilter/core.c). Conntrack's own hooks count as well: they go when the
-// last rule that reads conntrack goes. So
-// a second Install flushes and refills the chains in one transaction,
-// [Ruleset.Stop] only empties them, and only [Ruleset.Close] and [Remove]
-// delete. That last deletion cannot be avoided if nothing shall stay behind.
+// net/netfilter/core.c). Deleting the last rule that reads conntrack does the
+// same, as conntrack's own hooks go with it. So a second Install flushes and
+// refills the chains in one transaction, [Ruleset.Stop] empties the base chains
+// but leaves the conntrack rule, and only [Ruleset.Close] and [Remove] delete.
+// That last deletion cannot be avoided if nothing shall stay behind. A second
+// Install with fewer hooks or another priority has to delete chains too.
+//
+// # Fragments
+//
+// While a rule reads conntrack, the kernel puts fragments together at priority
+// -400, for IPv4 and IPv6 alike: the queue gets one packet. When it is forwarded,
+// the kernel cuts it again where it was cut. Fragments still reach the queue from
+// a local program that has CAP_NET_RAW and sets IP_NODEFRAG on its socket.
 package hook

@@ -232,7 +232,7 @@ func TestFallback(t *testing.T) {
 		}
 	}
 	var info []byte
-	for _, n := range []uint16{258, 4, xtBypass | xtFanout, 0} {
+	for _, n := range []uint16{258, 4, 1 | 2, 0} {
 		info = binary.NativeEndian.AppendUint16(info, n)
 	}
 	want := []map[uint16][]byte{{

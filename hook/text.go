@@ -84,10 +84,25 @@ func ruleText(r *nftables.Rule, counts bool) string {
 	for _, e := range r.Exprs {
 		p.add(e)
 	}
-	if comment, ok := userdata.GetString(r.UserData, userdata.TypeComment); ok {
-		p.word("comment %q", comment)
+	if c := comment(r.UserData); c != "" {
+		p.word("comment %q", c)
 	}
 	return strings.Join(p.words, " ")
+}
+
+// comment returns the comment in a rule's user data, "" if there is none. User
+// data is whatever the maker of the rule has written, so no length is trusted.
+//
+// Source: libnftnl's type, length, value records (one byte, one byte, bytes).
+func comment(udata []byte) string {
+	for len(udata) >= 2 && int(udata[1]) <= len(udata)-2 {
+		end := 2 + int(udata[1])
+		if userdata.Type(udata[0]) == userdata.TypeComment {
+			return strings.TrimRight(string(udata[2:end]), "\x00")
+		}
+		udata = udata[end:]
+	}
+	return ""
 }
 
 // printer turns the expressions of a rule back into nft's language. It knows

@@ -10,6 +10,7 @@
 # what your filter rules drop does not come up, what they accept does.
 # (Prerouting and postrouting have no such table: there it is mangle.)
 # An accepted packet skips the rules after the call in the same table.
+# Removing the rules may drop packets that still wait in a queue.
 set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
