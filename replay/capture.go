@@ -159,7 +159,10 @@ func checkNames(names []string, stdin io.Reader) error {
 			}
 			continue
 		}
-		if stdin == nil || fromStdin {
+		if stdin == nil {
+			return errors.New("capture -: standard input is not available")
+		}
+		if fromStdin {
 			return errors.New("capture -: standard input can be read only once")
 		}
 		fromStdin = true

@@ -59,8 +59,8 @@ func jsonFlow(b []byte, r *record) []byte {
 	return jsonOptional(b, "proto", r.Proto)
 }
 
-// jsonPacket appends what else is known of the packet itself. length is that
-// of the IP packet by its header, or else what the link layer carried.
+// jsonPacket appends what else is known of the packet itself. captured is there
+// if the capture holds less than length bytes of it.
 func jsonPacket(b []byte, r *record) []byte {
 	p := r.Packet
 	if p.Status != packet.OK {
@@ -70,8 +70,9 @@ func jsonPacket(b []byte, r *record) []byte {
 		b = jsonNumber(b, "icmp_type", uint64(p.ICMPType))
 		b = jsonNumber(b, "icmp_code", uint64(p.ICMPCode))
 	}
-	b = jsonNumber(b, "length", uint64(packetLength(r)))
-	if captured := uint32(len(r.link.rest)); captured < r.link.Length {
+	length, captured := packetLength(r), uint32(len(r.link.rest))
+	b = jsonNumber(b, "length", uint64(length))
+	if captured < length {
 		b = jsonNumber(b, "captured", uint64(captured))
 	}
 	return b
@@ -180,7 +181,7 @@ func jsonRune(b []byte, r rune) []byte {
 	switch {
 	case r == '"', r == '\\':
 		return append(b, '\\', byte(r))
-	case r < ' ', r == 0x7f:
+	case r < ' ', r >= 0x7f && r < 0xa0: // C1 controls, too: terminals obey them
 		return append(b, '\\', 'u', '0', '0', hexDigits[r>>4], hexDigits[r&15])
 	}
 	return utf8.AppendRune(b, r)

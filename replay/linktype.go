@@ -69,8 +69,6 @@ func linkTypeName(linkType uint32) string {
 	switch linkType {
 	case 6:
 		return "IEEE802_5"
-	case 7:
-		return "ARCNET_BSD"
 	case 8:
 		return "SLIP"
 	case 10:
@@ -83,14 +81,10 @@ func linkTypeName(linkType uint32) string {
 		return "PFLOG"
 	case 119:
 		return "IEEE802_11_PRISM"
-	case 122:
-		return "IP_OVER_FC"
 	case 123:
 		return "SUNATM"
 	case 127:
 		return "IEEE802_11_RADIOTAP"
-	case 147, 148, 149, 150, 151, 152, 153, 154, 155, 156, 157, 158, 159, 160, 161, 162:
-		return "USER"
 	case 187, 201:
 		return "BLUETOOTH_HCI_H4"
 	case 189, 220, 249:

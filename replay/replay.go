@@ -83,7 +83,7 @@ type Progress struct {
 
 const (
 	progressEvery = 1 << 16
-	cancelEvery   = 1 << 10 // packets between two looks at the context
+	cancelEvery   = 1 << 10 // frames between two looks at the context
 	maxWarnings   = 64      // per capture
 )
 
@@ -207,15 +207,15 @@ func (r *run) frames(c *capture) (problem, fatal error) {
 		if err != nil {
 			return err, nil
 		}
+		if r.frame.number%cancelEvery == 0 && r.ctx.Err() != nil {
+			return nil, context.Cause(r.ctx)
+		}
 		if r.frame.iface.strip == nil {
 			r.refuse(c.name, r.frame.iface)
 			continue
 		}
 		if err := r.packet(); err != nil {
 			return nil, err
-		}
-		if r.sum.Packets%cancelEvery == 0 && r.ctx.Err() != nil {
-			return nil, context.Cause(r.ctx)
 		}
 		if r.sum.Packets%progressEvery == 0 && r.options.Progress != nil {
 			r.options.Progress(Progress{Capture: c.name, Packets: r.sum.Packets, Offset: c.src.off})
