@@ -160,10 +160,10 @@ func checkNames(names []string, stdin io.Reader) error {
 			continue
 		}
 		if stdin == nil {
-			return errors.New("capture -: standard input is not available")
+			return openError(name, errors.New("standard input is not available"))
 		}
 		if fromStdin {
-			return errors.New("capture -: standard input can be read only once")
+			return openError(name, errors.New("standard input can be read only once"))
 		}
 		fromStdin = true
 	}
@@ -176,7 +176,7 @@ func checkFile(name string) error {
 		return openError(name, err)
 	}
 	if info.IsDir() {
-		return fmt.Errorf("capture %s: is a directory; name the captures in it", name)
+		return openError(name, errors.New("is a directory; name the captures in it"))
 	}
 	if !info.Mode().IsRegular() {
 		return nil
@@ -194,5 +194,5 @@ func openError(name string, err error) error {
 	if errors.As(err, &p) {
 		err = p.Err
 	}
-	return fmt.Errorf("capture %s: %w", name, err)
+	return &CaptureError{Capture: name, Offset: -1, Err: err}
 }

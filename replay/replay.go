@@ -90,9 +90,9 @@ const (
 // Run judges the packets of the captures in order, writes a line for each to
 // out and returns the figures of the run.
 //
-// If a capture cannot be opened or is none, Run fails before it judges
-// anything. An error within a capture (*CaptureError, *LinkTypeError) ends
-// that capture: all packets before it are judged and reported, the run goes
+// Whatever is wrong with a capture is a *CaptureError or a *LinkTypeError. If
+// a capture cannot be opened or is none, Run fails before it judges anything.
+// An error within a capture ends that capture: all packets before it are judged and reported, the run goes
 // on with the next capture and Run returns all such errors joined. An error of
 // out or the end of ctx ends the run. Frames of unsupported link types are
 // skipped; it is an error if a capture has no others. Reading is not

@@ -198,6 +198,10 @@ func TestBadArguments(t *testing.T) {
 			if err == nil || err.Error() != tt.want {
 				t.Errorf("error:\ngot  %v\nwant %s", err, tt.want)
 			}
+			var place *CaptureError
+			if !errors.As(err, &place) {
+				t.Errorf("error is a %T, want a *CaptureError", err)
+			}
 			if out.Len() > 0 {
 				t.Errorf("wrote %q, want nothing", out.String())
 			}

@@ -19,16 +19,19 @@ const bufferSize = 128 << 10
 // within a record or header.
 var ErrTruncated = errors.New("cut short")
 
-// CaptureError is an error within a capture. All packets before it have been
-// judged.
+// CaptureError says that a capture cannot be read, or not to its end. All
+// packets before the place of the error have been judged.
 type CaptureError struct {
 	Capture string // name as given
 	Frame   uint64 // number of the broken packet, 0 if it is not in a packet
-	Offset  int64  // where the broken record begins: bytes from the start of the uncompressed capture
+	Offset  int64  // where the broken record begins: bytes from the start of the uncompressed capture; -1 if it was not opened
 	Err     error
 }
 
 func (e *CaptureError) Error() string {
+	if e.Offset < 0 {
+		return fmt.Sprintf("capture %s: %v", e.Capture, e.Err)
+	}
 	place := fmt.Sprintf("at byte %d", e.Offset)
 	if e.Frame > 0 {
 		place = fmt.Sprintf("in packet %d at byte %d", e.Frame, e.Offset)
