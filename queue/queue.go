@@ -1,0 +1,237 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/florianl/go-nfqueue/v2"
+
+	"github.com/verdictd/verdictd/internal/nfnl"
+	"github.com/verdictd/verdictd/packet"
+)
+
+const (
+	// batch is how many packets are read, and how many verdicts sent, by one
+	// system call. More gains nothing; sending runs the packets' way out, so
+	// it also bounds how long the goroutine is away.
+	batch = 64
+
+	verdictLen = 40 // bytes of a verdict message with a mark
+
+	bindTimeout = 5 * time.Second // the kernel may have to load a module
+	idle        = time.Second     // at most between two Ticks
+	quiet       = 5 * time.Millisecond
+)
+
+// A Ticker is a Handler that has work to do between packets, such as expiring
+// flows. Tick is called by Run after each batch, and about once a second while
+// no packet comes; now is in Unix nanoseconds. It must be as quick as Handle.
+type Ticker interface {
+	Tick(now int64)
+}
+
+// Queue is a bound kernel queue. Run is for one goroutine; Stats, RecvBuffer,
+// SyscallConn and Close may be called from others.
+type Queue struct {
+	cfg    Config
+	conn   *nfnl.Conn
+	out    nfnl.Writer
+	nextID uint32 // of the next packet, if none is lost
+	count  counters
+
+	// Reused from packet to packet.
+	msg  nfnl.Message
+	meta packet.Meta
+	sent [packet.Reject + 1]uint64 // verdicts in out, by packet.Action
+}
+
+// Open binds a queue. From then on packets wait for Run.
+//
+// Errors: ErrInUse, with the owner; a missing right (syscall.EPERM), naming the
+// capability; a missing kernel module, naming it; a setting out of range.
+func Open(cfg Config) (*Queue, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	nf, err := nfqueue.Open(&nfqueue.Config{NetNS: cfg.NetNS, NfQueue: cfg.Num})
+	if err != nil {
+		return nil, bindError(&cfg, err)
+	}
+	conn, err := nfnl.New(nf.Con, nfnl.Config{
+		Batch:       batch,
+		MessageSize: int(cfg.CopyRange) + messageOverhead,
+		RecvBuffer:  cfg.RecvBuffer,
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("bind queue %d: %w", cfg.Num, err), nf.Con.Close())
+	}
+	q := &Queue{cfg: cfg, conn: conn, out: nfnl.NewWriter(batch * verdictLen), nextID: 1}
+	appendBind(&q.out, &cfg)
+	if err := conn.Request(q.out.Bytes(), bindTimeout); err != nil {
+		return nil, errors.Join(bindError(&cfg, err), conn.Close())
+	}
+	q.out.Reset()
+	return q, nil
+}
+
+// Num returns the queue's number.
+func (q *Queue) Num() uint16 { return q.cfg.Num }
+
+// RecvBuffer returns how many bytes of messages the kernel holds for us at
+// most, and how many Config asked for. It holds less where CAP_NET_ADMIN over
+// the initial user namespace is missing (net.core.rmem_max): then bursts are
+// lost that MaxLen would bear.
+func (q *Queue) RecvBuffer() (got, want int) { return q.conn.RecvBuffer(), 2 * q.cfg.RecvBuffer }
+
+// SyscallConn gives access to the socket, for handing it to another process.
+// Nothing may be read from it or written to it.
+func (q *Queue) SyscallConn() (syscall.RawConn, error) { return q.conn.SyscallConn() }
+
+// Close unbinds the queue. The kernel drops the packets that still wait for a
+// verdict. A running Run returns an error that is os.ErrClosed.
+func (q *Queue) Close() error { return q.conn.Close() }
+
+// Run gives each packet to h and its verdict to the kernel, until ctx is done
+// and the queue is empty. If h is also a Ticker, its Tick is called in between.
+//
+// Packet metadata and bytes are lent to h until Handle returns; Meta.Time is
+// the time at which the packet's batch was read.
+//
+// To stop without losing a packet, first remove the rules that fill the queue,
+// then end ctx, wait for Run to return, then Close. Run goes on answering until
+// no packet came for 5 ms, at most for Config.Drain: where the rules stay, what
+// is queued between then and Close is lost.
+//
+// Errors in the stream (ENOBUFS, refused verdicts, unknown messages) are
+// counted in Stats and never end Run. It returns nil when ctx was done, or the
+// error that makes the socket useless.
+func (q *Queue) Run(ctx context.Context, h packet.Handler) error {
+	err := q.serve(ctx, h)
+	if err == nil {
+		err = q.drain(h)
+	}
+	if err != nil {
+		return fmt.Errorf("read queue %d: %w", q.cfg.Num, err)
+	}
+	return nil
+}
+
+// serve answers packets until ctx is done. The read deadline wakes it up: once
+// a second for Tick, and at once when ctx is done. It is set again only when it
+// has passed, so a packet costs no timer.
+func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
+	if err := q.conn.SetReadDeadline(time.Now().Add(idle)); err != nil {
+		return err
+	}
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		_ = q.conn.SetReadDeadline(time.Unix(0, 0)) // fails only if the socket is closed, which wakes too
+	})
+	defer func() {
+		if !stop() {
+			<-woken
+		}
+	}()
+	ticker, _ := h.(Ticker)
+	for ctx.Err() == nil {
+		err := q.conn.Recv()
+		now := time.Now()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = q.conn.SetReadDeadline(now.Add(idle)) // before ctx is looked at again
+		}
+		if err != nil {
+			return err
+		}
+		q.answer(h, now.UnixNano())
+		if ticker != nil {
+			ticker.Tick(now.UnixNano())
+		}
+	}
+	return nil
+}
+
+// drain answers what is still queued. All that was read is answered already.
+func (q *Queue) drain(h packet.Handler) error {
+	for end := time.Now().Add(q.cfg.Drain); time.Now().Before(end); {
+		if err := q.conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
+			return err
+		}
+		err := q.conn.Recv()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		q.answer(h, time.Now().UnixNano())
+	}
+	return nil
+}
+
+// answer judges the packets of a batch and sends the verdicts.
+func (q *Queue) answer(h packet.Handler, now int64) {
+	for q.conn.Next(&q.msg) {
+		q.message(h, now)
+		if q.out.Len() == batch {
+			q.flush()
+		}
+	}
+	q.flush()
+}
+
+// message handles one message: a packet, or the refusal of a verdict.
+func (q *Queue) message(h packet.Handler, now int64) {
+	m := &q.msg
+	if m.IsError {
+		q.count.refusal(m)
+		return
+	}
+	if m.Type != nfnl.Type(subsystem, msgPacket) || m.ResID != q.cfg.Num {
+		q.count.unknown.Add(1)
+		return
+	}
+	payload, ok, whole := decodePacket(m, &q.meta)
+	if !whole || !ok {
+		q.count.malformed.Add(1)
+	}
+	if !ok {
+		return
+	}
+	// The kernel numbers the packets of a queue without gaps, and counts those
+	// that did not fit into the receive buffer too.
+	if gap := q.meta.ID - q.nextID; gap != 0 {
+		q.count.gaps.Add(uint64(gap))
+	}
+	q.nextID = q.meta.ID + 1
+	q.meta.Time = now
+	v := h.Handle(&q.meta, payload)
+	if v.Action > packet.Reject {
+		v.Action = packet.Drop
+	}
+	appendVerdict(&q.out, q.cfg.Num, q.meta.ID, v)
+	q.sent[v.Action]++
+}
+
+// flush sends the verdicts and counts them.
+func (q *Queue) flush() {
+	n := uint64(q.out.Len())
+	if n == 0 {
+		return
+	}
+	q.count.received.Add(n)
+	if err := q.conn.Send(q.out.Bytes()); err != nil {
+		q.count.unsent.Add(n)
+		clear(q.sent[:])
+	}
+	for action, sent := range q.sent {
+		q.count.verdicts[action].Add(sent)
+	}
+	clear(q.sent[:])
+	q.out.Reset()
+}
