@@ -92,11 +92,14 @@ const (
 //
 // Whatever is wrong with a capture is a *CaptureError or a *LinkTypeError. If
 // a capture cannot be opened or is none, Run fails before it judges anything.
-// An error within a capture ends that capture: all packets before it are judged and reported, the run goes
-// on with the next capture and Run returns all such errors joined. An error of
-// out or the end of ctx ends the run. Frames of unsupported link types are
-// skipped; it is an error if a capture has no others. Reading is not
-// interrupted by ctx: a capture from a pipe ends only when the pipe does.
+// An error within a capture ends that capture: all packets before it are
+// judged and reported, the run goes on with the next capture, and Run returns
+// all such errors joined. Frames of unsupported link types are skipped; it is
+// an error if a capture has no others.
+//
+// An error of out or the end of ctx ends the run, the latter with ctx.Err().
+// Reading is not interrupted by ctx: a capture from a pipe ends only when the
+// pipe does.
 func Run(ctx context.Context, o Options, captures []string, judge Judge, out io.Writer) (Summary, error) {
 	if err := checkNames(captures, o.Stdin); err != nil {
 		return Summary{}, err
@@ -208,7 +211,7 @@ func (r *run) frames(c *capture) (problem, fatal error) {
 			return err, nil
 		}
 		if r.frame.number%cancelEvery == 0 && r.ctx.Err() != nil {
-			return nil, context.Cause(r.ctx)
+			return nil, r.ctx.Err()
 		}
 		if r.frame.iface.strip == nil {
 			r.refuse(c.name, r.frame.iface)
