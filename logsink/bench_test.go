@@ -1,7 +1,6 @@
 package logsink
 
 import (
-	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -141,29 +140,35 @@ func BenchmarkRing(b *testing.B) {
 			}
 		}
 	})
-	b.Run("producer", func(b *testing.B) { benchmarkProducer(b, &e) })
 }
 
-// benchmarkProducer measures Next and Commit while the log writes to nowhere.
-func benchmarkProducer(b *testing.B, e *Event) {
-	l, err := New(Config{Outputs: []Output{{Path: "discard", Writer: io.Discard}}, Poll: time.Millisecond})
+// BenchmarkLog takes an event through ring, encoder and output buffer.
+func BenchmarkLog(b *testing.B) {
+	l, err := New(Config{Outputs: []Output{{Path: "discard", Writer: io.Discard}}})
 	if err != nil {
 		b.Fatal(err)
 	}
-	r := l.Ring("bench")
-	ctx, cancel := context.WithCancel(b.Context())
-	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
+	r, e, now := l.Ring("bench"), tcpEvent(), time.Now()
 	b.ReportAllocs()
 	for b.Loop() {
-		if slot := r.Next(); slot != nil {
-			*slot = *e
-			r.Commit()
+		slot := r.Next()
+		if slot == nil {
+			l.pass(now)
+			slot = r.Next()
 		}
+		*slot = e
+		r.Commit()
 	}
-	cancel()
-	if err := <-done; err != nil {
-		b.Fatal(err)
+}
+
+// BenchmarkNFLog takes an event from the kernel's message to the ring.
+func BenchmarkNFLog(b *testing.B) {
+	n := newReader(b, 5)
+	m := fullMessage(5, 0)
+	n.cfg.InterfaceName = func(uint32) string { return "eth0" }
+	b.ReportAllocs()
+	for b.Loop() {
+		n.handle(m, 1)
+		n.ring.Drain(func(*Event) {})
 	}
-	b.ReportMetric(float64(r.Lost())/float64(b.N), "lost/op")
 }

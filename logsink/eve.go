@@ -30,10 +30,10 @@ type EncoderConfig struct {
 //	| src_ip, src_port, dest_ip, dest_port | packets | addresses in their shortest form; ports if the protocol has them |
 //	| proto | packets | TCP, UDP, ICMP, IPv6-ICMP, SCTP … or the number |
 //	| ip_v | packets | 4 or 6 |
-//	| icmp_type, icmp_code | packets | ICMP and ICMPv6 |
+//	| icmp_type, icmp_code | verdict, drop, packet | ICMP and ICMPv6 |
 //	| pkt_src | packets | where packets come from, "wire/pcap" |
 //	| direction | packets | to_server if they belong to a flow: records are written from the view of the flow's first packet |
-//	| community_id | packets | Community ID v1 |
+//	| community_id | packets | Community ID v1; not at the end of an ICMP flow, where the type it depends on is not known |
 //	| host | all | name of the host, if configured |
 //	| verdict.action | verdict, drop | accept or drop |
 //	| verdict.reject | drop | ["tcp-reset"] or ["icmp-prohib"] if the sender is told |
@@ -48,12 +48,12 @@ type EncoderConfig struct {
 //	| flow.state, .reason | flow | new, established or closed; why it ended |
 //	| flow.alerted, .action | flow | false; accept or drop |
 //	| stats.* | stats | counters |
-//	| verdictd.queue | verdict, drop, flow | number of the queue |
+//	| verdictd.queue | verdict, drop | number of the queue |
 //	| verdictd.group, .prefix | packet | NFLOG group and prefix |
-//	| verdictd.packet_id | packets | number of the packet in its queue |
+//	| verdictd.packet_id | verdict, drop | number of the packet in its queue |
 //	| verdictd.hook, .direction | packets | netfilter hook; in, out or forward as this host sees it |
 //	| verdictd.out_iface | packets | interface that the packet leaves by |
-//	| verdictd.status, .detail | packets | fragment, malformed or not_ip (ok is left out); what is malformed |
+//	| verdictd.status, .detail | packets | fragment, malformed or not_ip (ok is left out); what is malformed, or the policy's error |
 //	| verdictd.mark, .uid, .gid | packets | packet mark, if not 0; owner of the sending socket |
 //	| verdictd.rule, .message | verdict, drop, flow | the rule that decided, and the free text of its author |
 //	| verdictd.reason | verdict, drop, flow | why: policy, established, related, malformed, policy_error … |

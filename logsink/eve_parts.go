@@ -59,7 +59,7 @@ func (x *Encoder) tuple(b []byte, e *Event) []byte {
 	if e.Flow != 0 {
 		b = text(b, "direction", "to_server")
 	}
-	if decoded {
+	if decoded && !(e.Kind == FlowEnd && (e.Protocol == packet.ProtoICMP || e.Protocol == packet.ProtoICMPv6)) {
 		b = x.community.append(append(key(b, "community_id"), '"'), e)
 		b = append(b, '"')
 	}
@@ -208,20 +208,21 @@ func flowState(e *Event) string {
 
 // appendOwn appends the members of verdictd in a record about packets.
 func appendOwn(b []byte, e *Event) []byte {
-	if e.Kind == NFLog {
-		b = number(b, "group", uint64(e.Queue))
-		b = nonempty(b, "prefix", e.NFLogLabel)
-	} else {
+	switch e.Kind {
+	case FlowDecision, FlowRepeat:
 		b = number(b, "queue", uint64(e.Queue))
 		b = nonzero(b, "packet_id", uint64(e.PacketID))
+	case NFLog:
+		b = number(b, "group", uint64(e.Queue))
+		b = nonempty(b, "prefix", e.NFLogLabel)
 	}
 	b = text(b, "hook", e.Hook.String())
 	b = text(b, "direction", e.Hook.Direction())
 	b = nonempty(b, "out_iface", e.Out)
 	if e.Status != packet.OK {
 		b = text(b, "status", e.Status.String())
-		b = nonempty(b, "detail", e.Text)
 	}
+	b = nonempty(b, "detail", e.Text)
 	b = nonzero(b, "mark", uint64(e.Mark))
 	if e.HasUID {
 		b = number(b, "uid", uint64(e.UID))
@@ -261,7 +262,7 @@ func appendDecision(b []byte, e *Event) []byte {
 	}
 	if e.Kind == FlowRepeat {
 		b = number(b, "repeat", e.Packets[0])
-		b = number(b, "repeat_bytes", e.Bytes[0])
+		b = nonzero(b, "repeat_bytes", e.Bytes[0])
 	}
 	return b
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/rules"
@@ -40,123 +41,58 @@ func with(e Event, change func(*Event)) Event {
 	return e
 }
 
-func TestEncoder(t *testing.T) {
-	tests := []struct {
-		name string
-		cfg  EncoderConfig
-		e    Event
-		want string
-	}{
-		{
-			name: "dropped syn", e: tcpEvent(),
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"flow_id":77,"event_type":"drop",
-				"src_ip":"10.0.0.1","src_port":40000,"dest_ip":"10.0.0.2","dest_port":23,"proto":"TCP","ip_v":4,
-				"pkt_src":"wire/pcap","direction":"to_server","community_id":"1:rDq5QSIa/YpPiSBoPrNxS69ThnE=",
-				"verdict":{"action":"drop"},
-				"drop":{"len":60,"tos":16,"ttl":64,"ipid":4660,"tcpseq":1,"tcpack":2,"tcpwin":64240,"syn":true,"ack":false,
-				"psh":false,"rst":false,"urg":false,"fin":false,"tcpres":0,"tcpurgp":5,"reason":"rules"},
-				"verdictd":{"queue":3,"packet_id":9,"hook":"output","direction":"out","out_iface":"eth0","mark":16,"uid":1000,
-				"gid":100,"rule":"no-telnet","message":"telnet is \"plain\"","reason":"policy",
-				"policy":{"generation":2,"sha256":"abcd"},"latency_ns":1234}}`,
-		},
-		{
-			name: "rejected, with host", cfg: EncoderConfig{Host: "h\n1", BootID: "b", PacketSource: "pcap"},
-			e: with(tcpEvent(), func(e *Event) {
-				e.Action, e.Decision.Action = packet.Reject, packet.Reject
-				e.Protocol, e.UDPLength = 17, 20
-			}),
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"flow_id":77,"event_type":"drop",
-				"src_ip":"10.0.0.1","src_port":40000,"dest_ip":"10.0.0.2","dest_port":23,"proto":"UDP","ip_v":4,
-				"pkt_src":"pcap","direction":"to_server","community_id":"1:CB6gpE2l93O8CO8Ib5AB9aftSSA=","host":"h\n1",
-				"verdict":{"action":"drop","reject-target":"to_client","reject":["icmp-prohib"]},
-				"drop":{"len":60,"tos":16,"ttl":64,"ipid":4660,"udplen":20,"reason":"rules"},
-				"verdictd":{"boot_id":"b","queue":3,"packet_id":9,"hook":"output","direction":"out","out_iface":"eth0","mark":16,
-				"uid":1000,"gid":100,"rule":"no-telnet","message":"telnet is \"plain\"","reason":"policy",
-				"policy":{"generation":2,"sha256":"abcd"},"latency_ns":1234}}`,
-		},
-		{
-			name: "monitor",
-			e: with(icmp6Event(), func(e *Event) {
-				e.Kind, e.Monitor, e.Action, e.Reason = FlowDecision, true, packet.Accept, "policy"
-				e.Decision = &rules.Decision{Rule: "default", SetMark: true, Mark: 3}
-			}),
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"in_iface":"eth0","event_type":"verdict",
-				"src_ip":"2001:db8::1","dest_ip":"2001:db8::2","proto":"IPv6-ICMP","ip_v":6,"icmp_type":128,"icmp_code":0,
-				"pkt_src":"wire/pcap","community_id":"1:u2vMS3HiWth2lIMKHB1fjELshpQ=","verdict":{"action":"accept"},
-				"verdictd":{"queue":5,"hook":"forward","direction":"forward","out_iface":"eth1","rule":"default","set_mark":3,
-				"reason":"policy","mode":"monitor","would":"drop",
-				"header":{"len":104,"tc":0,"hoplimit":63,"flowlbl":700,"icmp_id":8,"icmp_seq":9}}}`,
-		},
-		{
-			name: "repeat",
-			e: with(tcpEvent(), func(e *Event) {
-				e.Kind, e.Packets[0], e.Bytes[0], e.Decision, e.Generation = FlowRepeat, 12, 720, nil, 0
-				e.Status = packet.Fragment
-				e.HasPorts = false
-			}),
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"flow_id":77,"event_type":"drop",
-				"src_ip":"10.0.0.1","dest_ip":"10.0.0.2","proto":"TCP","ip_v":4,"pkt_src":"wire/pcap","direction":"to_server",
-				"community_id":"1:H3aJwHWlOnBTHSVZnnD+QYJb9v0=","verdict":{"action":"drop"},
-				"drop":{"len":60,"tos":16,"ttl":64,"ipid":4660,"reason":"flow drop"},
-				"verdictd":{"queue":3,"packet_id":9,"hook":"output","direction":"out","out_iface":"eth0","status":"fragment",
-				"mark":16,"uid":1000,"gid":100,"reason":"policy","repeat":12,"repeat_bytes":720}}`,
-		},
-		{
-			name: "flow end",
-			e: with(tcpEvent(), func(e *Event) {
-				e.Kind, e.Packets, e.Bytes = FlowEnd, [2]uint64{3, 4}, [2]uint64{300, 400}
-				e.FlowStart, e.EndReason, e.Action, e.Flow = e.Time-2_500_000_000, "timeout", packet.Accept, 1<<60+5
-			}),
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"flow_id":5,"event_type":"flow",
-				"src_ip":"10.0.0.1","src_port":40000,"dest_ip":"10.0.0.2","dest_port":23,"proto":"TCP","ip_v":4,
-				"pkt_src":"wire/pcap","direction":"to_server","community_id":"1:rDq5QSIa/YpPiSBoPrNxS69ThnE=",
-				"flow":{"pkts_toserver":3,"pkts_toclient":4,"bytes_toserver":300,"bytes_toclient":400,
-				"start":"2026-11-23T16:19:57.623456+0000","end":"2026-11-23T16:20:00.123456+0000","age":2,
-				"state":"established","reason":"timeout","alerted":false,"action":"accept"},
-				"verdictd":{"queue":3,"packet_id":9,"hook":"output","direction":"out","out_iface":"eth0","mark":16,"uid":1000,
-				"gid":100,"rule":"no-telnet","message":"telnet is \"plain\"","reason":"policy",
-				"policy":{"generation":2,"sha256":"abcd"}}}`,
-		},
-		{
-			name: "nflog", e: icmp6Event(),
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"in_iface":"eth0","event_type":"packet",
-				"src_ip":"2001:db8::1","dest_ip":"2001:db8::2","proto":"IPv6-ICMP","ip_v":6,"icmp_type":128,"icmp_code":0,
-				"pkt_src":"wire/pcap","community_id":"1:u2vMS3HiWth2lIMKHB1fjELshpQ=",
-				"verdictd":{"group":5,"prefix":"to the moon: ","hook":"forward","direction":"forward","out_iface":"eth1",
-				"header":{"len":104,"tc":0,"hoplimit":63,"flowlbl":700,"icmp_id":8,"icmp_seq":9}}}`,
-		},
-		{
-			name: "malformed",
-			e:    Event{Time: testTime, Length: 7, Reason: "malformed", Text: "short header"},
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"event_type":"drop","pkt_src":"wire/pcap",
-				"verdict":{"action":"drop"},"drop":{"len":7,"reason":"decode error"},
-				"verdictd":{"queue":0,"hook":"prerouting","direction":"in","status":"malformed","detail":"short header",
-				"reason":"malformed"}}`,
-		},
-		{
-			name: "loss", e: Event{Kind: Loss, Time: testTime, Origin: "ring queue 0", Packets: [2]uint64{7, 9}, Text: "full"},
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"event_type":"loss",
-				"verdictd":{"origin":"ring queue 0","lost":7,"lost_total":9,"message":"full"}}`,
-		},
-		{
-			name: "admin", e: Event{Kind: Admin, Time: testTime, Reason: "policy_loaded", Text: "p.rego", Generation: 4, Policy: "ff"},
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"event_type":"admin",
-				"verdictd":{"admin":"policy_loaded","policy":{"generation":4,"sha256":"ff"},"message":"p.rego"}}`,
-		},
-		{
-			name: "stats", e: Event{Kind: Stats, Time: testTime, Origin: "log", Counters: []Counter{{"a", 1}, {"b", 1 << 63}}},
-			want: `{"timestamp":"2026-11-23T16:20:00.123456+0000","seq":1,"event_type":"stats",
-				"stats":{"a":1,"b":9223372036854775808},"verdictd":{"origin":"log"}}`,
-		},
+// encoderTests are the events whose records testdata/eve.txtar holds.
+func encoderTests() map[string]Event {
+	return map[string]Event{
+		"dropped syn": tcpEvent(),
+		"rejected, with host": with(tcpEvent(), func(e *Event) {
+			e.Action, e.Decision.Action = packet.Reject, packet.Reject
+			e.Protocol, e.UDPLength = 17, 20
+		}),
+		"monitor": with(icmp6Event(), func(e *Event) {
+			e.Kind, e.Monitor, e.Action, e.Reason = FlowDecision, true, packet.Accept, "policy"
+			e.Decision = &rules.Decision{Rule: "default", SetMark: true, Mark: 3}
+		}),
+		"repeat": with(tcpEvent(), func(e *Event) {
+			e.Kind, e.Packets[0], e.Bytes[0], e.Decision, e.Generation = FlowRepeat, 12, 720, nil, 0
+			e.Status, e.HasPorts = packet.Fragment, false
+		}),
+		"flow end": with(tcpEvent(), func(e *Event) {
+			e.Kind, e.Packets, e.Bytes = FlowEnd, [2]uint64{3, 4}, [2]uint64{300, 400}
+			e.FlowStart, e.EndReason, e.Action, e.Flow = e.Time-2_500_000_000, "timeout", packet.Accept, 1<<60+5
+		}),
+		"end of an icmp flow, policy error": with(icmp6Event(), func(e *Event) {
+			e.Kind, e.FlowStart, e.Text, e.Reason = FlowEnd, e.Time, "p.rego:3: division by zero", "policy_error"
+		}),
+		"nflog":     icmp6Event(),
+		"malformed": {Time: testTime, Length: 7, Reason: "malformed", Text: "short header"},
+		"loss":      {Kind: Loss, Time: testTime, Origin: "ring queue 0", Packets: [2]uint64{7, 9}, Text: "full"},
+		"admin":     {Kind: Admin, Time: testTime, Reason: "policy_loaded", Text: "p.rego", Generation: 4, Policy: "ff"},
+		"stats":     {Kind: Stats, Time: testTime, Origin: "log", Counters: []Counter{{"a", 1}, {"b", 1 << 63}}},
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			got := string(NewEncoder(tt.cfg).Append(nil, &tt.e))
-			want := strings.NewReplacer("\n\t\t\t\t", "").Replace(tt.want) + "\n"
-			if diff := cmp.Diff(want, got); diff != "" {
+}
+
+func TestEncoder(t *testing.T) {
+	golden, err := txtar.ParseFile("testdata/eve.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := encoderTests()
+	if len(golden.Files) != len(tests) {
+		t.Errorf("got %d records, want %d", len(golden.Files), len(tests))
+	}
+	for _, want := range golden.Files {
+		t.Run(want.Name, func(t *testing.T) {
+			var cfg EncoderConfig
+			if strings.HasSuffix(want.Name, "with host") {
+				cfg = EncoderConfig{Host: "h\n1", BootID: "b", PacketSource: "pcap"}
+			}
+			e := tests[want.Name]
+			got := NewEncoder(cfg).Append(nil, &e)
+			if diff := cmp.Diff(string(want.Data), string(got)); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
-			if !json.Valid([]byte(got)) {
+			if !json.Valid(got) {
 				t.Errorf("not JSON: %s", got)
 			}
 		})

@@ -90,14 +90,15 @@ type Event struct {
 	Generation uint64          // policy generation
 	Policy     string          // policy SHA-256, hex
 
-	Text     string    // Admin, Loss: what happened; Malformed packets: what is wrong with them
+	Text     string    // Admin, Loss: what happened; packets: what is malformed, or the policy's error
 	Origin   string    // Loss, Stats: whose, "ring queue 0", "nflog group 5", "output eve.json"
 	Counters []Counter // Stats; immutable
 }
 
-// isICMP returns whether ICMPType and ICMPCode are valid.
+// isICMP returns whether ICMPType and ICMPCode are valid: not in a FlowEnd,
+// which is about more than one packet.
 func (e *Event) isICMP() bool {
-	if e.Status != packet.OK {
+	if e.Status != packet.OK || e.Kind == FlowEnd {
 		return false
 	}
 	return e.Protocol == packet.ProtoICMP && e.Src.Unmap().Is4() ||

@@ -45,8 +45,8 @@ func AppendPretty(b []byte, e *Event, colour bool) []byte {
 	b = pair(b, "reason", e.Reason)
 	if e.Status != packet.OK {
 		b = pair(b, "status", e.Status.String())
-		b = pair(b, "detail", e.Text)
 	}
+	b = pair(b, "detail", e.Text)
 	if e.HasUID {
 		b = count(b, "uid", uint64(e.UID))
 	}
