@@ -81,7 +81,8 @@ type demoRecord struct {
 	DestPort uint16 `json:"dest_port"`
 	Proto    string `json:"proto"`
 	Verdict  struct {
-		Action string `json:"action"`
+		Action string   `json:"action"`
+		Reject []string `json:"reject"`
 	} `json:"verdict"`
 	Verdictd struct {
 		Hook    string `json:"hook"`
@@ -200,12 +201,15 @@ func demoTable(ctx context.Context, e env, n *lab.Network, log *demoLog) error {
 		if p.proto == lab.ICMP {
 			where = to.Addr().String()
 		}
-		reason := r.Verdictd.Message
+		verdict, reason := r.Verdict.Action, r.Verdictd.Message
+		if len(r.Verdict.Reject) > 0 {
+			verdict = "reject"
+		}
 		if r.Verdictd.Rule == "default" {
 			reason = "no rule accepts it"
 		}
 		fmt.Fprintf(e.stdout, "%-20s %-6s  %-4s  %-16s  %s  %-11s  %-10s  %s\n",
-			p.what, hook, p.proto, where, demoVerdict(e, r.Verdict.Action), r.Verdictd.Rule, saw, reason)
+			p.what, hook, p.proto, where, demoVerdict(e, verdict), r.Verdictd.Rule, saw, reason)
 	}
 	return nil
 }
