@@ -172,14 +172,41 @@ func (d *daemon) judge(ctx context.Context) error {
 		if err := d.announce(); err != nil {
 			return err
 		}
-		<-tasksCtx.Done()
-		if d.ruleset != nil {
-			return d.ruleset.Stop()
-		}
-		return nil
+		return d.keepRules(tasksCtx)
 	})
 	return tasks.Wait()
 }
+
+// keepRules looks now and then whether the rules are still as they were put
+// in, and puts them in again if not: a "flush ruleset" by somebody else would
+// let everything pass unseen. When ctx is done it takes the rules out of use.
+func (d *daemon) keepRules(ctx context.Context) error {
+	if d.ruleset == nil {
+		<-ctx.Done()
+		return nil
+	}
+	ticker := time.NewTicker(rulesEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return d.ruleset.Stop()
+		case <-ticker.C:
+		}
+		err := d.ruleset.Verify()
+		if err == nil {
+			continue
+		}
+		d.log.Error("rules put in again", "reason", err)
+		d.audit.Admin("rules_changed", err.Error())
+		if d.ruleset, err = hook.Install(*d.settings.ruleset); err != nil {
+			return err
+		}
+	}
+}
+
+// rulesEvery is how often the rules are looked at.
+const rulesEvery = 2 * time.Second
 
 // announce puts the rules in and says that packets are judged now.
 func (d *daemon) announce() error {
