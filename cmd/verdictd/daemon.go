@@ -197,10 +197,10 @@ func (d *daemon) keepRules(ctx context.Context) error {
 		if err == nil {
 			continue
 		}
-		d.log.Error("rules put in again", "reason", err)
+		d.log.Error("rules changed, putting them in again", "reason", err)
 		d.audit.Admin("rules_changed", err.Error())
-		if d.ruleset, err = hook.Install(*d.settings.ruleset); err != nil {
-			return err
+		if _, err := hook.Install(*d.settings.ruleset); err != nil {
+			d.log.Error("rules not put in", "error", err) // and tried again
 		}
 	}
 }
