@@ -88,7 +88,10 @@ func errorAt(loc *ast.Location, msg, hint string) *Error {
 	if loc == nil {
 		return &Error{File: "policy", Msg: msg, Hint: hint}
 	}
-	return &Error{File: loc.File, Line: loc.Row, Col: loc.Col, Msg: msg, Hint: hint}
+	if loc.Row == 0 {
+		return fileError(loc.File, msg, hint)
+	}
+	return &Error{File: loc.File, Line: loc.Row, Col: max(loc.Col, 1), Msg: msg, Hint: hint}
 }
 
 // BudgetError is the error of a decision that took too long. No decision was
@@ -107,9 +110,12 @@ func runtimeError(err error) error {
 	if !ok {
 		return fmt.Errorf("evaluate policy: %w", err)
 	}
-	hint := ""
-	if terr.Code == topdown.ConflictErr {
-		hint = "let the conditions exclude each other, or join the rules with else"
+	return errorAt(terr.Location, tidy(terr.Message), runtimeHint(terr))
+}
+
+func runtimeHint(err *topdown.Error) string {
+	if err.Code == topdown.ConflictErr {
+		return "let the conditions exclude each other, or join the rules with else"
 	}
-	return errorAt(terr.Location, strings.ReplaceAll(terr.Message, "data.verdictd.", ""), hint)
+	return ""
 }

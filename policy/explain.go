@@ -18,9 +18,13 @@ type explainer struct {
 // explain returns err, which came from OPA's parser or compiler, as Errors.
 // file is the file that was read, for errors that have no place.
 func (x explainer) explain(file string, err error) Errors {
-	var list ast.Errors
-	if !errors.As(err, &list) {
-		return Errors{fileError(file, err.Error(), "")}
+	list, ok := errors.AsType[ast.Errors](err)
+	if !ok {
+		one, ok := errors.AsType[*ast.Error](err)
+		if !ok {
+			return Errors{fileError(file, err.Error(), "")}
+		}
+		list = ast.Errors{one}
 	}
 	var errs Errors
 	for _, e := range list {
@@ -121,6 +125,9 @@ func (x explainer) hint(e *ast.Error) string {
 		return "nothing gives it a value: declare it with some, assign it with :=, or correct its name"
 	case ast.RecursionErr:
 		return "a rule cannot depend on itself"
+	}
+	if e.Message == "unexpected eof token" {
+		return "a brace, bracket or parenthesis is not closed"
 	}
 	if strings.HasPrefix(e.Message, "`if` keyword is required") || strings.HasPrefix(e.Message, "`contains` keyword is required") {
 		return "write Rego v1, as OPA 1.0 and later read it"

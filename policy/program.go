@@ -161,11 +161,11 @@ func (p *program) moduleEntries(m *ast.Module) Errors {
 		if !ok || !isDecision && !isVerdict {
 			continue
 		}
+		p.hasDecision = p.hasDecision || isDecision
+		p.hasVerdict = p.hasVerdict || isVerdict
 		if len(r.Head.Args) > 0 || r.Head.RuleKind() == ast.MultiValue || isVerdict && len(r.Head.Ref()) > 1 {
 			return Errors{errorAt(r.Location, string(name)+" must be a rule with one value", "write "+string(name)+" := ... if { ... }")}
 		}
-		p.hasDecision = p.hasDecision || isDecision
-		p.hasVerdict = p.hasVerdict || isVerdict
 	}
 	return checkConstants(m)
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"embed"
 	"encoding/binary"
@@ -55,7 +56,7 @@ func (s Source) String() string {
 	if s.builtin() {
 		return "built-in policy"
 	}
-	return s.Path
+	return cmp.Or(s.Path, ".")
 }
 
 func (s Source) builtin() bool { return s.Path == "" && s.FS == nil }
@@ -116,23 +117,25 @@ func readTree(fsys fs.FS, root, shown string) ([]file, Errors) {
 		}
 		return []file{{name: path.Base(root), shown: shown, content: content}}, nil
 	}
-	sub, err := fs.Sub(fsys, root)
-	if err != nil {
-		return nil, Errors{fileError(shown, "read policy: "+reason(err), "")}
-	}
-	return readDir(sub, shown)
+	return readDir(fsys, root, shown)
 }
 
-func readDir(fsys fs.FS, shown string) ([]file, Errors) {
+// readDir reads the files below directory root of fsys. It does without
+// fs.Sub, whose Stat opens the file, which for a FIFO never returns.
+func readDir(fsys fs.FS, root, shown string) ([]file, Errors) {
 	var files []file
 	var errs Errors
-	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
-		place := filepath.Join(shown, filepath.FromSlash(name))
+	err := fs.WalkDir(fsys, root, func(name string, d fs.DirEntry, err error) error {
+		relative := strings.TrimPrefix(strings.TrimPrefix(name, root), "/")
+		if root == "." {
+			relative = name
+		}
+		place := filepath.Join(shown, filepath.FromSlash(relative))
 		if err != nil {
 			errs = append(errs, fileError(place, "read policy: "+reason(err), ""))
 			return nil
 		}
-		hidden := name != "." && strings.HasPrefix(d.Name(), ".")
+		hidden := name != root && strings.HasPrefix(d.Name(), ".")
 		if hidden && d.IsDir() {
 			return fs.SkipDir
 		}
@@ -148,7 +151,7 @@ func readDir(fsys fs.FS, shown string) ([]file, Errors) {
 			errs = append(errs, rerr)
 			return nil
 		}
-		files = append(files, file{name: name, shown: place, content: content})
+		files = append(files, file{name: relative, shown: place, content: content})
 		return nil
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -111,12 +112,14 @@ func (p *program) run(ctx context.Context, runner *tester.Runner) ([]*tester.Res
 // failure returns why a test did not pass. A test that came out false is run
 // again, traced, to find the expression that made it so.
 func (p *program) failure(ctx context.Context, r *tester.Result) (*Error, error) {
+	if topdown.IsCancel(r.Error) {
+		return errorAt(r.Location, fmt.Sprintf("%s takes longer than %v", r.Name, testTimeout), ""), nil
+	}
+	if terr, ok := errors.AsType[*topdown.Error](r.Error); ok {
+		return errorAt(cmp.Or(terr.Location, r.Location), r.Name+": "+tidy(terr.Message), runtimeHint(terr)), nil
+	}
 	if r.Error != nil {
-		msg := r.Error.Error()
-		if topdown.IsCancel(r.Error) {
-			msg = fmt.Sprintf("took longer than %v", testTimeout)
-		}
-		return errorAt(r.Location, fmt.Sprintf("test %s: %s", r.Name, tidy(msg)), ""), nil
+		return errorAt(r.Location, r.Name+": "+tidy(r.Error.Error()), ""), nil
 	}
 	runner := p.newRunner().EnableTracing(true).Filter("^" + regexp.QuoteMeta(r.Package+"."+r.Name) + "$")
 	again, err := p.run(ctx, runner)
@@ -125,10 +128,10 @@ func (p *program) failure(ctx context.Context, r *tester.Result) (*Error, error)
 	}
 	for _, traced := range again {
 		if expr := failedAt(traced); expr != nil && traced.Location.Equal(r.Location) {
-			return errorAt(expr.Location, fmt.Sprintf("test %s fails at: %s", r.Name, tidy(string(expr.Location.Text))), ""), nil
+			return errorAt(expr.Location, fmt.Sprintf("%s fails at: %s", r.Name, tidy(string(expr.Location.Text))), ""), nil
 		}
 	}
-	return errorAt(r.Location, fmt.Sprintf("test %s fails%s", r.Name, failedCases(r)), ""), nil
+	return errorAt(r.Location, fmt.Sprintf("%s fails%s", r.Name, failedCases(r)), ""), nil
 }
 
 // failedCases names the cases of a table test that failed.
