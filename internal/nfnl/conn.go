@@ -320,7 +320,9 @@ func (c *Conn) Drops() (uint32, error) {
 
 // SetReadDeadline sets when Recv gives up with os.ErrDeadlineExceeded; the
 // zero time means never. A time in the past wakes a Recv that waits.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.sock.SetReadDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	return c.ioError(c.sock.SetReadDeadline(t))
+}
 
 // SyscallConn gives access to the descriptor, for handing it over. Nothing
 // may be read through it.
@@ -332,10 +334,10 @@ func (c *Conn) Close() error {
 	return c.sock.Close()
 }
 
-// ioError gives what a RawConn returns after Close the name that the rest of
-// the os package gives it.
+// ioError gives an error that is due to Close the name that the os package
+// gives it elsewhere.
 func (c *Conn) ioError(err error) error {
-	if c.closed.Load() {
+	if err != nil && c.closed.Load() {
 		return os.ErrClosed
 	}
 	return err
