@@ -223,12 +223,6 @@ func TestLabNFLogShutdown(t *testing.T) {
 // TestLabNFLogOracle: go-nflog's own reader sees the same packets.
 func TestLabNFLogOracle(t *testing.T) {
 	net := nflogLab(t)
-	for _, group := range []string{"7", "8"} {
-		labtest.BothTables(t, net.Server, "-t", "mangle", "-A", "INPUT", "-j", "NFLOG", "--nflog-group", group, "--nflog-prefix", "p 1:")
-		labtest.BothTables(t, net.Server, "-A", "OUTPUT", "-j", "NFLOG", "--nflog-group", group, "--nflog-prefix", "p 2:")
-	}
-	labtest.BothTables(t, net.Server, "-t", "mangle", "-I", "INPUT", "-j", "MARK", "--set-mark", "0xfffffff0")
-
 	log, err := New(Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +232,11 @@ func TestLabNFLogOracle(t *testing.T) {
 		t.Fatal(err)
 	}
 	oracle := startOracle(t, net.Server, 8)
+	logToBoth(t, net.Server)
 	sendVariety(t, net)
+	for _, hook := range []string{"INPUT", "OUTPUT"} {
+		labtest.BothTables(t, net.Server, "-D", hook, "-j", "log-"+hook)
+	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -261,6 +259,20 @@ func TestLabNFLogOracle(t *testing.T) {
 	}
 	if len(got) < 100 {
 		t.Errorf("only %d packets seen", len(got))
+	}
+}
+
+// logToBoth makes rules that report packets to groups 7 and 8. A chain of both
+// goes into force at once, so that no packet is reported to one group only.
+func logToBoth(t *testing.T, ns *lab.Namespace) {
+	t.Helper()
+	labtest.BothTables(t, ns, "-t", "mangle", "-A", "PREROUTING", "-j", "MARK", "--set-mark", "0xfffffff0")
+	for _, hook := range []string{"INPUT", "OUTPUT"} {
+		labtest.BothTables(t, ns, "-N", "log-"+hook)
+		for _, group := range []string{"7", "8"} {
+			labtest.BothTables(t, ns, "-A", "log-"+hook, "-j", "NFLOG", "--nflog-group", group, "--nflog-prefix", "at "+hook+":")
+		}
+		labtest.BothTables(t, ns, "-A", hook, "-j", "log-"+hook)
 	}
 }
 
