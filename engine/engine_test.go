@@ -497,6 +497,8 @@ func TestRepliesInAnotherQueue(t *testing.T) {
 	for range 2 {
 		other.want(packet.Input, tcp(server, "10.0.0.1:40001", "SA"), packet.Accept, engine.ReasonEstablished)
 	}
+	b.want(packet.Output, echo("10.0.0.1", "10.0.0.2", 8), packet.Accept, engine.ReasonPolicy)
+	other.want(packet.Input, echo("10.0.0.2", "10.0.0.1", 0), packet.Accept, engine.ReasonEstablished)
 	b.load(&counted{})
 	other.want(packet.Input, tcp(server, "10.0.0.1:40001", "A"), packet.Drop, engine.ReasonPolicy)
 }

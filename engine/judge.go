@@ -40,7 +40,7 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 		}
 	}
 	d, err := w.evaluate()
-	if d.Action != packet.Accept && w.engine.peers != nil && w.engine.peers.accepted(&e.key, 1-dir, w.now.epoch) {
+	if d.Action != packet.Accept && w.peerAccepted(&e.key, 1-dir) {
 		e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true}
 		w.counts.Established++
 		return w.finish(nil, packet.Accept, ReasonEstablished)
@@ -57,6 +57,12 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 	}
 	e.slot[dir].logged = w.logFlow(e, m)
 	return v
+}
+
+// peerAccepted returns whether another worker accepted the flow's direction
+// dir under the current snapshot.
+func (w *Worker) peerAccepted(key *flowKey, dir int) bool {
+	return w.engine.peers != nil && w.engine.peers.accepted(key, dir, w.now.epoch)
 }
 
 // remember writes an answer into a slot, with what it depends on.

@@ -272,7 +272,7 @@ func (w *Worker) repeat(e *entry, s *slot, m *packet.Meta) packet.Verdict {
 
 // firstPacket judges a packet of a flow that is not in the table.
 func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
-	if w.pkt.Echo && !isEchoRequest(&w.pkt) {
+	if w.pkt.Echo && !isEchoRequest(&w.pkt) && !w.peerAccepted(key, 1-dir) {
 		return w.handleSingle(m) // an answer that nobody asked for starts no flow
 	}
 	e := w.table.insert(key, m.Time, w.endFlow)
