@@ -40,16 +40,18 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 		}
 	}
 	d, err := w.evaluate()
-	if d.Action != packet.Accept && w.peerAccepted(&e.key, 1-dir) {
-		e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true}
-		w.counts.Established++
-		return w.finish(nil, packet.Accept, ReasonEstablished)
+	if d.Action != packet.Accept {
+		if s, ok := w.peerSlot(&e.key, 1-dir); ok {
+			e.slot[1-dir], e.initiator, e.hook = s, uint8(1-dir), reverseHook(m.Hook)
+			w.counts.Established++
+			return w.finish(nil, packet.Accept, ReasonEstablished)
+		}
 	}
 	before := e.slot[dir]
 	v := w.conclude(d, err)
 	w.remember(&e.slot[dir], d, err)
 	if d.Action == packet.Accept && w.engine.peers != nil {
-		w.engine.peers.tell(&e.key, dir, w.now.epoch)
+		w.engine.peers.tell(&e.key, dir, w.now.epoch, w.wanted())
 	}
 	if w.sameAnswer(&before, &e.slot[dir]) {
 		e.slot[dir].logged = before.logged
@@ -59,10 +61,14 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 	return v
 }
 
-// peerAccepted returns whether another worker accepted the flow's direction
-// dir under the current snapshot.
-func (w *Worker) peerAccepted(key *flowKey, dir int) bool {
-	return w.engine.peers != nil && w.engine.peers.accepted(key, dir, w.now.epoch)
+// peerSlot returns what another worker told the flow's direction dir under the
+// current snapshot; ok is false if it did not accept it.
+func (w *Worker) peerSlot(key *flowKey, dir int) (s slot, ok bool) {
+	if w.engine.peers == nil {
+		return slot{}, false
+	}
+	log, ok := w.engine.peers.accepted(key, dir, w.now.epoch)
+	return slot{epoch: w.now.epoch, accept: true, peer: true, logged: log}, ok
 }
 
 // remember writes an answer into a slot, with what it depends on.

@@ -24,6 +24,7 @@ type peerPlace struct {
 	key   flowKey
 	epoch uint32
 	dir   uint8
+	log   bool // what the policy said
 }
 
 func newPeers() *peers { return &peers{hasher: newTable(0)} }
@@ -34,19 +35,20 @@ func (p *peers) at(k *flowKey) (*peerStripe, *peerPlace) {
 	return s, &s.places[h%uint64(len(s.places))]
 }
 
-// tell notes that the flow's direction dir was accepted in epoch.
-func (p *peers) tell(k *flowKey, dir int, epoch uint32) {
+// tell notes that the flow's direction dir was accepted in epoch, and whether
+// the policy wants it logged.
+func (p *peers) tell(k *flowKey, dir int, epoch uint32, log bool) {
 	s, place := p.at(k)
 	s.mu.Lock()
-	*place = peerPlace{key: *k, epoch: epoch, dir: uint8(dir)}
+	*place = peerPlace{key: *k, epoch: epoch, dir: uint8(dir), log: log}
 	s.mu.Unlock()
 }
 
 // accepted returns whether some worker accepted the flow's direction dir in
-// epoch.
-func (p *peers) accepted(k *flowKey, dir int, epoch uint32) bool {
+// epoch, and if so whether it is to be logged.
+func (p *peers) accepted(k *flowKey, dir int, epoch uint32) (log, ok bool) {
 	s, place := p.at(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return place.epoch == epoch && place.dir == uint8(dir) && place.key == *k
+	return place.log, place.epoch == epoch && place.dir == uint8(dir) && place.key == *k
 }
