@@ -40,11 +40,13 @@ type Worker struct {
 	table   *table
 	now     *published // the snapshot this packet is judged by
 
-	pkt   packet.Packet
-	facts rules.Facts
-	value rules.Value // scratch
-	out   Outcome
-	said  rules.Decision // what the policy said last
+	pkt     packet.Packet
+	facts   rules.Facts
+	value   rules.Value // scratch
+	bits    uint32      // the ruleset's bits of the packet's mark
+	settled bool        // the packet is accepted by a final decision
+	out     Outcome
+	said    rules.Decision // what the policy said last
 
 	known, older knownDecisions
 	nextFlow     uint64
@@ -52,6 +54,7 @@ type Worker struct {
 	published    int64
 	counts       Stats
 	stats        atomic.Pointer[Stats]
+	seen         atomic.Uint32 // epoch of the latest Tick
 }
 
 // knownDecisions are the decisions made under one snapshot. Flow entries
@@ -94,6 +97,12 @@ func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
 		}
 	}
 	w.facts.Meta = m
+	w.takeMark(m)
+	return w.giveMark(w.handle(m), m)
+}
+
+// handle judges the decoded packet.
+func (w *Worker) handle(m *packet.Meta) packet.Verdict {
 	switch {
 	case w.pkt.Status == packet.NotIP:
 		return w.finish(nil, packet.Accept, ReasonNotIP)
@@ -118,6 +127,9 @@ func (w *Worker) Outcome() *Outcome { return &w.out }
 // it between packets, at least once a second, with the current time in Unix
 // nanoseconds (in a replay, the capture's).
 func (w *Worker) Tick(now int64) {
+	if p := w.engine.current.Load(); p != nil {
+		w.seen.Store(p.epoch)
+	}
 	// The whole table is swept once in sweepPeriod, a part at each tick.
 	const sweepPeriod = int64(10 * time.Second)
 	if since := now - w.lastTick; since > 0 && w.lastTick != 0 {
@@ -151,6 +163,7 @@ const maxSweep = 4096
 func (w *Worker) Close() {
 	w.table.clear(w.endFlow)
 	w.publishStats()
+	w.seen.Store(gone)
 }
 
 func (w *Worker) publishStats() {
@@ -168,7 +181,7 @@ func hasFlow(p *packet.Packet) bool {
 // handleSingle judges a packet that belongs to no flow.
 func (w *Worker) handleSingle(m *packet.Meta) packet.Verdict {
 	d, err := w.evaluate()
-	v := w.conclude(d, err)
+	v := w.conclude(d, d.Action, err)
 	w.logPacket(m)
 	return v
 }
@@ -202,17 +215,43 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 	}
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
+	e.reset = e.reset || e.accepted()
 	own, other := &e.slot[dir], &e.slot[1-dir]
 	// What was dropped before its flow was accepted is a reply since then.
 	if own.epoch == w.now.epoch && (own.accept || !other.accept) && w.holds(own, m.Time) {
 		w.counts.Known++
 		return w.repeat(e, own, m)
 	}
-	if other.accept && w.stillAccepted(e, other, m) {
-		w.counts.Established++
-		return w.finish(w.decisionOf(other), packet.Accept, ReasonEstablished)
+	if w.answers(e, dir, m) {
+		return w.established(e, other)
 	}
 	return w.judge(e, dir, m)
+}
+
+// answers returns whether the packet, of direction dir, is a reply to what was
+// accepted in the other. That it is a reply is known from the flow's own past,
+// or the ruleset says it: then the other direction is judged even if no packet
+// of it was seen.
+func (w *Worker) answers(e *entry, dir int, m *packet.Meta) bool {
+	s := &e.slot[1-dir]
+	if s.accept {
+		return w.stillAccepted(e, s, m)
+	}
+	if !w.isReply() || s.epoch == w.now.epoch {
+		return false
+	}
+	if told, ok := w.peerSlot(&e.key, 1-dir); ok {
+		*s = told
+		return true
+	}
+	return w.stillAccepted(e, s, m)
+}
+
+// established accepts a packet because slot s, of the other direction, does.
+func (w *Worker) established(e *entry, s *slot) packet.Verdict {
+	w.counts.Established++
+	w.settle(e, s)
+	return w.finish(w.decisionOf(s), packet.Accept, ReasonEstablished)
 }
 
 // reopened returns whether the packet starts a new connection in the place of
@@ -238,6 +277,9 @@ func (w *Worker) begin(e *entry, dir int, m *packet.Meta) {
 	w.counts.FlowsNew++
 	e.id, e.start, e.last = w.nextFlow, m.Time, m.Time
 	e.initiator, e.hook, e.known = uint8(dir), m.Hook, 0
+	if w.isReply() {
+		e.initiator, e.hook = uint8(1-dir), reverseHook(m.Hook)
+	}
 	if w.pkt.HasPorts {
 		e.known = hasPorts
 	}
@@ -268,12 +310,13 @@ func (w *Worker) repeat(e *entry, s *slot, m *packet.Meta) packet.Verdict {
 	if s.failed {
 		return w.finish(nil, d.Action, ReasonPolicyError)
 	}
-	return w.finish(d, d.Action, ReasonPolicy)
+	w.settle(e, s)
+	return w.finish(d, w.refusal(e, d), ReasonPolicy)
 }
 
 // firstPacket judges a packet of a flow that is not in the table.
 func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
-	if w.pkt.Echo && !isEchoRequest(&w.pkt) {
+	if w.pkt.Echo && !isEchoRequest(&w.pkt) && !w.isReply() {
 		if _, asked := w.peerSlot(key, 1-dir); !asked {
 			return w.handleSingle(m) // an answer that nobody asked for starts no flow
 		}
@@ -286,6 +329,9 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 	w.begin(e, dir, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
+	if w.answers(e, dir, m) {
+		return w.established(e, &e.slot[1-dir])
+	}
 	return w.judge(e, dir, m)
 }
 

@@ -51,23 +51,32 @@ func install(cfg Config, dial dialer) (*Ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
-	what := fmt.Sprintf("install table %s %s", c.Family, c.Table)
-	k, err := dial(c.NetNS)
-	if err != nil {
-		return nil, explain(what, err)
-	}
-	old, err := k.read(c)
-	if err != nil && !errors.Is(err, ErrNotInstalled) {
-		return nil, explain(what, err)
-	}
 	r := &Ruleset{dial: dial, plan: plan{Config: c, marks: c.marks()}}
+	return r, r.install()
+}
+
+func (r *Ruleset) install() error {
+	what := r.what("install")
+	k, err := r.dial(r.plan.NetNS)
+	if err != nil {
+		return explain(what, err)
+	}
+	old, err := k.read(r.plan.Config)
+	if err != nil && !errors.Is(err, ErrNotInstalled) {
+		return explain(what, err)
+	}
 	if err := k.probe(&r.plan); err != nil {
-		return nil, explain(what, err)
+		return explain(what, err)
 	}
-	if err := k.replace(old, r.plan.build()); err != nil {
-		return nil, explain(what, err)
-	}
-	return r, nil
+	return explain(what, k.replace(old, r.plan.build()))
+}
+
+// Restore installs the ruleset again, with the marks in use, after somebody else
+// has changed or deleted it.
+func (r *Ruleset) Restore() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.install()
 }
 
 // Remove deletes the table that Install made with the same Family, Table and

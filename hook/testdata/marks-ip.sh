@@ -9,6 +9,8 @@
 # The chains are called from table security, which comes after table filter:
 # what your filter rules drop does not come up, what they accept does.
 # (Prerouting and postrouting have no such table: there it is mangle.)
+# Start verdictd run with --offload on --offload-mask 0xf0000. REJECT works in table filter
+# only, so here what the policy rejects is dropped.
 # An accepted packet skips the rules after the call in the same table.
 # Removing the rules may drop packets that still wait in a queue.
 set -eu
@@ -31,10 +33,29 @@ uncall() {
 
 install() {
 	"$ipv4-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-clean-prerouting - [0:0]
+-A verdictd-clean-prerouting -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xf0000
+COMMIT
+RULES
+	call "$ipv4" mangle PREROUTING verdictd-clean-prerouting
+	"$ipv4-restore" -w --noflush <<'RULES'
+*security
+:verdictd-accept - [0:0]
+-A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x30000/0xf0000
+-A verdictd-accept -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xf0000
+COMMIT
+RULES
+	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-input - [0:0]
 -A verdictd-input -m comment --comment "loopback" -i lo -j RETURN
 -A verdictd-input -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-input -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10000/0xf0000 -j DROP
+-A verdictd-input -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x30000/0xf0000 -g verdictd-accept
+-A verdictd-input -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-input -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-input -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xf0000 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20000/0xf0000
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
@@ -43,6 +64,8 @@ RULES
 
 remove() {
 	uncall "$ipv4" security INPUT verdictd-input
+	uncall "$ipv4" security none verdictd-accept
+	uncall "$ipv4" mangle PREROUTING verdictd-clean-prerouting
 }
 
 case ${1:-} in

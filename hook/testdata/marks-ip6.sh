@@ -9,6 +9,8 @@
 # The chains are called from table security, which comes after table filter:
 # what your filter rules drop does not come up, what they accept does.
 # (Prerouting and postrouting have no such table: there it is mangle.)
+# Start verdictd run with --offload on --offload-mask 0xf0000. REJECT works in table filter
+# only, so here what the policy rejects is dropped.
 # An accepted packet skips the rules after the call in the same table.
 # Removing the rules may drop packets that still wait in a queue.
 set -eu
@@ -31,6 +33,20 @@ uncall() {
 
 install() {
 	"$ipv6-restore" -w --noflush <<'RULES'
+*raw
+:verdictd-clean-prerouting - [0:0]
+-A verdictd-clean-prerouting -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xf0000
+COMMIT
+RULES
+	call "$ipv6" raw PREROUTING verdictd-clean-prerouting
+	"$ipv6-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-accept - [0:0]
+-A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x30000/0xf0000
+-A verdictd-accept -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xf0000
+COMMIT
+RULES
+	"$ipv6-restore" -w --noflush <<'RULES'
 *mangle
 :verdictd-prerouting - [0:0]
 -A verdictd-prerouting -m comment --comment "loopback" -i lo -j RETURN
@@ -40,6 +56,11 @@ install() {
 -A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
 -A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-prerouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-prerouting -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10000/0xf0000 -j DROP
+-A verdictd-prerouting -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x30000/0xf0000 -g verdictd-accept
+-A verdictd-prerouting -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-prerouting -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-prerouting -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xf0000 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20000/0xf0000
 -A verdictd-prerouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
@@ -48,6 +69,8 @@ RULES
 
 remove() {
 	uncall "$ipv6" mangle PREROUTING verdictd-prerouting
+	uncall "$ipv6" mangle none verdictd-accept
+	uncall "$ipv6" raw PREROUTING verdictd-clean-prerouting
 }
 
 case ${1:-} in

@@ -9,6 +9,8 @@
 # The chains are called from table security, which comes after table filter:
 # what your filter rules drop does not come up, what they accept does.
 # (Prerouting and postrouting have no such table: there it is mangle.)
+# Start verdictd run with --offload on --offload-mask 0xff0. REJECT works in table filter
+# only, so here what the policy rejects is dropped.
 # An accepted packet skips the rules after the call in the same table.
 # Removing the rules may drop packets that still wait in a queue.
 set -eu
@@ -31,13 +33,63 @@ uncall() {
 
 install() {
 	"$ipv4-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-clean-prerouting - [0:0]
+-A verdictd-clean-prerouting -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff0
+COMMIT
+RULES
+	call "$ipv4" mangle PREROUTING verdictd-clean-prerouting
+	"$ipv4-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-clean-output - [0:0]
+-A verdictd-clean-output -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff0
+COMMIT
+RULES
+	call "$ipv4" mangle OUTPUT verdictd-clean-output
+	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-input - [0:0]
 -A verdictd-input -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-input -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10/0xff0 -j DROP
+-A verdictd-input -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff0 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20/0xff0
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
 COMMIT
 RULES
 	call "$ipv4" security INPUT verdictd-input
+	"$ipv4-restore" -w --noflush <<'RULES'
+*security
+:verdictd-output - [0:0]
+-A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-output -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10/0xff0 -j DROP
+-A verdictd-output -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff0 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20/0xff0
+-A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
+COMMIT
+RULES
+	call "$ipv4" security OUTPUT verdictd-output
+	"$ipv4-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-postrouting - [0:0]
+-A verdictd-postrouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-postrouting -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10/0xff0 -j DROP
+-A verdictd-postrouting -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff0 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20/0xff0
+-A verdictd-postrouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
+COMMIT
+RULES
+	call "$ipv4" mangle POSTROUTING verdictd-postrouting
+	"$ipv6-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-clean-prerouting - [0:0]
+-A verdictd-clean-prerouting -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff0
+COMMIT
+RULES
+	call "$ipv6" mangle PREROUTING verdictd-clean-prerouting
+	"$ipv6-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-clean-output - [0:0]
+-A verdictd-clean-output -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff0
+COMMIT
+RULES
+	call "$ipv6" mangle OUTPUT verdictd-clean-output
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :verdictd-input - [0:0]
@@ -47,18 +99,12 @@ RULES
 -A verdictd-input -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
 -A verdictd-input -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-input -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-input -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10/0xff0 -j DROP
+-A verdictd-input -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff0 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20/0xff0
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
 COMMIT
 RULES
 	call "$ipv6" security INPUT verdictd-input
-	"$ipv4-restore" -w --noflush <<'RULES'
-*security
-:verdictd-output - [0:0]
--A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
--A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
-COMMIT
-RULES
-	call "$ipv4" security OUTPUT verdictd-output
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
@@ -68,18 +114,12 @@ RULES
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-output -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10/0xff0 -j DROP
+-A verdictd-output -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff0 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20/0xff0
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
 COMMIT
 RULES
 	call "$ipv6" security OUTPUT verdictd-output
-	"$ipv4-restore" -w --noflush <<'RULES'
-*mangle
-:verdictd-postrouting - [0:0]
--A verdictd-postrouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
--A verdictd-postrouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
-COMMIT
-RULES
-	call "$ipv4" mangle POSTROUTING verdictd-postrouting
 	"$ipv6-restore" -w --noflush <<'RULES'
 *mangle
 :verdictd-postrouting - [0:0]
@@ -89,6 +129,8 @@ RULES
 -A verdictd-postrouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
 -A verdictd-postrouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-postrouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-postrouting -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10/0xff0 -j DROP
+-A verdictd-postrouting -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff0 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20/0xff0
 -A verdictd-postrouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
 COMMIT
 RULES
@@ -96,12 +138,16 @@ RULES
 }
 
 remove() {
-	uncall "$ipv4" security INPUT verdictd-input
-	uncall "$ipv6" security INPUT verdictd-input
-	uncall "$ipv4" security OUTPUT verdictd-output
-	uncall "$ipv6" security OUTPUT verdictd-output
-	uncall "$ipv4" mangle POSTROUTING verdictd-postrouting
 	uncall "$ipv6" mangle POSTROUTING verdictd-postrouting
+	uncall "$ipv6" security OUTPUT verdictd-output
+	uncall "$ipv6" security INPUT verdictd-input
+	uncall "$ipv6" mangle OUTPUT verdictd-clean-output
+	uncall "$ipv6" mangle PREROUTING verdictd-clean-prerouting
+	uncall "$ipv4" mangle POSTROUTING verdictd-postrouting
+	uncall "$ipv4" security OUTPUT verdictd-output
+	uncall "$ipv4" security INPUT verdictd-input
+	uncall "$ipv4" mangle OUTPUT verdictd-clean-output
+	uncall "$ipv4" mangle PREROUTING verdictd-clean-prerouting
 }
 
 case ${1:-} in
