@@ -18,7 +18,7 @@ import (
 type Marks struct {
 	Mask   uint32
 	Reject uint32 // told the ruleset: reject the packet
-	Reply  uint32 // told by the ruleset: conntrack says that the packet answers
+	Reply  uint32 // told by the ruleset: the packet answers, and what it answers came by the ruleset too
 	Accept uint32 // told the ruleset: the whole flow is accepted; 0: never told
 }
 

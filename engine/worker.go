@@ -222,8 +222,22 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 		w.counts.Known++
 		return w.repeat(e, own, m)
 	}
+	return w.judgeFlow(e, dir, m)
+}
+
+// judgeFlow judges a packet of flow e, of direction dir, that its own direction
+// says nothing about yet. What the kernel calls an answer stands and falls with
+// what it answers.
+func (w *Worker) judgeFlow(e *entry, dir int, m *packet.Meta) packet.Verdict {
+	other := &e.slot[1-dir]
 	if w.answers(e, dir, m) {
-		return w.established(e, other)
+		w.counts.Established++
+		w.settle(e, other)
+		return w.finish(w.decisionOf(other), packet.Accept, ReasonEstablished)
+	}
+	if w.isReply() && other.epoch == w.now.epoch {
+		w.counts.Known++
+		return w.repeat(e, other, m)
 	}
 	return w.judge(e, dir, m)
 }
@@ -245,13 +259,6 @@ func (w *Worker) answers(e *entry, dir int, m *packet.Meta) bool {
 		return true
 	}
 	return w.stillAccepted(e, s, m)
-}
-
-// established accepts a packet because slot s, of the other direction, does.
-func (w *Worker) established(e *entry, s *slot) packet.Verdict {
-	w.counts.Established++
-	w.settle(e, s)
-	return w.finish(w.decisionOf(s), packet.Accept, ReasonEstablished)
 }
 
 // reopened returns whether the packet starts a new connection in the place of
@@ -329,10 +336,7 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 	w.begin(e, dir, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
-	if w.answers(e, dir, m) {
-		return w.established(e, &e.slot[1-dir])
-	}
-	return w.judge(e, dir, m)
+	return w.judgeFlow(e, dir, m)
 }
 
 func isEchoRequest(p *packet.Packet) bool {

@@ -172,7 +172,7 @@ func (c Config) iptablesHook(f Family, h Hook) iptablesPart {
 		p.add("flow accepted by verdictd; a new connection is judged anew", "-p tcp -m tcp ! --syn %s", accepted)
 		p.add("flow accepted by verdictd", "! -p tcp %s", accepted)
 	}
-	if m.Mask != 0 {
+	if m.Mask != 0 && c.seesBoth(h) {
 		p.add("for verdictd: an answer", "-m mark --mark 0/%#x -m conntrack --ctdir REPLY -j MARK --set-xmark %#x/%#x", m.Mask, m.Reply, m.Mask)
 	}
 	p.add("to verdictd", "-j NFQUEUE %s", c.iptablesQueue())

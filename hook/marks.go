@@ -23,7 +23,7 @@ const DefaultMask = 0xff000000
 type Marks struct {
 	Mask   uint32
 	Reject uint32 // tell the sender and drop; as a connection mark: its sender was told
-	Reply  uint32 // set by the ruleset: a packet that answers, in the eyes of conntrack
+	Reply  uint32 // set by the ruleset: an answer in the eyes of conntrack, to what comes by Config.Hooks too
 	Accept uint32 // pass, and the rest of the flow too; 0: no flow passes by the queue
 }
 
@@ -106,4 +106,11 @@ func (c *Config) marks() Marks {
 		m.Accept = 0
 	}
 	return m
+}
+
+// seesBoth says whether the packets that those at hook h answer come by one of
+// the hooks too.
+func (c *Config) seesBoth(h Hook) bool {
+	reverse := map[Hook]Hook{Prerouting: Postrouting, Input: Output, Forward: Forward, Output: Input, Postrouting: Prerouting}
+	return slices.Contains(c.Hooks, reverse[h])
 }

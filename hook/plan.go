@@ -104,7 +104,7 @@ func (p *plan) base(h Hook) branch {
 	if p.stopped {
 		return b
 	}
-	p.answers(&b)
+	p.answers(&b, h)
 	queue := xtQueue(p.Config)
 	if p.native {
 		queue = nativeQueue(p.Config)

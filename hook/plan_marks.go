@@ -84,9 +84,9 @@ func (p *plan) judged(b *branch, h Hook) {
 
 // answers marks the packets that answer. verdictd then knows the direction of
 // flows that it has not seen from the beginning.
-func (p *plan) answers(b *branch) {
+func (p *plan) answers(b *branch, h Hook) {
 	m := p.marks
-	if m.Mask == 0 {
+	if m.Mask == 0 || !p.seesBoth(h) {
 		return
 	}
 	match := append(markIs(m.Mask, 0),

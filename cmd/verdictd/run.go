@@ -143,8 +143,8 @@ type settings struct {
 	ruleset  *hook.Config // nil: the user keeps the rules
 	mask     uint32       // the bits of marks that are verdictd's; 0: none, no rule knows them
 	offloads bool
-	netns    int          // file descriptor of the network namespace, 0: our own
-	quiet    bool         // the daemon's own messages go nowhere
+	netns    int  // file descriptor of the network namespace, 0: our own
+	quiet    bool // the daemon's own messages go nowhere
 }
 
 func newSettings(c config.Config) (settings, error) {

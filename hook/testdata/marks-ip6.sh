@@ -60,7 +60,6 @@ RULES
 -A verdictd-prerouting -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x30000/0xf0000 -g verdictd-accept
 -A verdictd-prerouting -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
 -A verdictd-prerouting -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
--A verdictd-prerouting -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xf0000 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20000/0xf0000
 -A verdictd-prerouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES

@@ -71,7 +71,6 @@ RULES
 :verdictd-postrouting - [0:0]
 -A verdictd-postrouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-postrouting -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10/0xff0 -j DROP
--A verdictd-postrouting -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff0 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20/0xff0
 -A verdictd-postrouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
 COMMIT
 RULES
@@ -130,7 +129,6 @@ RULES
 -A verdictd-postrouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-postrouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-postrouting -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10/0xff0 -j DROP
--A verdictd-postrouting -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff0 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x20/0xff0
 -A verdictd-postrouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0 --queue-bypass
 COMMIT
 RULES
