@@ -171,12 +171,9 @@ func (e *Engine) seen(epoch uint32) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, w := range e.workers {
-		if s := w.seen.Load(); s != gone && int32(s-epoch) < 0 {
+		if !w.closed.Load() && int32(w.seen.Load()-epoch) < 0 {
 			return false
 		}
 	}
 	return true
 }
-
-// gone is what a closed worker has seen.
-const gone = 0

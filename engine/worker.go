@@ -55,6 +55,7 @@ type Worker struct {
 	counts       Stats
 	stats        atomic.Pointer[Stats]
 	seen         atomic.Uint32 // epoch of the latest Tick
+	closed       atomic.Bool
 }
 
 // knownDecisions are the decisions made under one snapshot. Flow entries
@@ -163,7 +164,7 @@ const maxSweep = 4096
 func (w *Worker) Close() {
 	w.table.clear(w.endFlow)
 	w.publishStats()
-	w.seen.Store(gone)
+	w.closed.Store(true)
 }
 
 func (w *Worker) publishStats() {

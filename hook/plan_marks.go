@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	rejectChain      = "verdictd_reject"
+	rejectChain      = "verdictd_rejected"
 	offloadedCounter = "offloaded"
 
 	// cleanPriority is after those who restore packet marks from connection
