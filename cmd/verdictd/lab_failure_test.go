@@ -39,11 +39,7 @@ func TestLabKill(t *testing.T) {
 			good, bad := sink(t, net.Server, sinkPort), sink(t, net.Server, deniedSinkPort)
 			const count = 100
 			send := func(first uint32) {
-				for i, addr := range addrs("10.99.0.2", "fd99::2") {
-					for _, s := range []*lab.Sink{bad, good} {
-						flood(t, net.Client, lab.Flood{To: to(addr.String(), s.Addr().Port()), Count: count, First: first + uint32(i*count)})
-					}
-				}
+				floodAll(t, net.Client, lab.Flood{Count: count, First: first}, addrs("10.99.0.2", "fd99::2"), bad, good)
 			}
 			d := startDaemon(t, net.Client, portsPolicy, tt.args...)
 			if tt.rule != "" {
