@@ -32,7 +32,7 @@ func mayImport() map[string][]string {
 		"engine":               {"packet", "rules", "logsink"},
 		"queue":                {"packet", "internal/nfnl"},
 		"replay":               {"packet"},
-		"bench/queue":          {"packet", "policy", "logsink", "engine", "queue", "internal/lab"},
+		"bench/queue":          {"packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
 		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config",
 			"internal/links", "internal/lab"},
 	}
