@@ -141,7 +141,7 @@ func (p *process) stop() error {
 }
 
 // schedule is what the scheduler says of a peer: how long its threads ran,
-// in user and kernel mode, and how long they waited for a CPU that ran others.
+// in user and kernel mode, and how long they waited for a CPU, also for one another.
 type schedule struct {
 	ran, waited time.Duration
 }
