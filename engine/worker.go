@@ -219,7 +219,7 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 	e.reset = e.reset || e.accepted()
 	own, other := &e.slot[dir], &e.slot[1-dir]
 	// What was dropped before its flow was accepted is a reply since then.
-	if own.epoch == w.now.epoch && (own.accept || !other.accept) && w.holds(own, m.Time) {
+	if own.epoch == w.now.epoch && w.holds(own, m.Time) && (own.accept || !other.accept && !w.adopt(e, dir, m)) {
 		w.counts.Known++
 		return w.repeat(e, own, m)
 	}
@@ -249,15 +249,15 @@ func (w *Worker) judgeFlow(e *entry, dir int, m *packet.Meta) packet.Verdict {
 // of it was seen.
 func (w *Worker) answers(e *entry, dir int, m *packet.Meta) bool {
 	s := &e.slot[1-dir]
-	if s.accept {
+	switch {
+	case s.accept:
 		return w.stillAccepted(e, s, m)
-	}
-	if !w.isReply() || s.epoch == w.now.epoch {
+	case !w.isReply():
 		return false
-	}
-	if told, ok := w.peerSlot(&e.key, 1-dir); ok {
-		*s = told
+	case w.adopt(e, dir, m):
 		return true
+	case s.epoch == w.now.epoch:
+		return false
 	}
 	return w.stillAccepted(e, s, m)
 }
@@ -325,7 +325,7 @@ func (w *Worker) repeat(e *entry, s *slot, m *packet.Meta) packet.Verdict {
 // firstPacket judges a packet of a flow that is not in the table.
 func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
 	if w.pkt.Echo && !isEchoRequest(&w.pkt) && !w.isReply() {
-		if _, asked := w.peerSlot(key, 1-dir); !asked {
+		if _, asked := w.askPeers(key, 1-dir); !asked {
 			return w.handleSingle(m) // an answer that nobody asked for starts no flow
 		}
 	}

@@ -84,7 +84,7 @@ func TestNoReject(t *testing.T) {
 		t.Error("it says that it rejects")
 	}
 	text := r.plan.build().text(false)
-	if strings.Contains(text, "reject with") || !strings.Contains(text, "drop comment \"the kernel cannot reject\"") {
+	if strings.Contains(text, "reject with") || !strings.Contains(text, "drop comment \"nft_reject is missing\"") {
 		t.Errorf("got rules\n%s", text)
 	}
 }

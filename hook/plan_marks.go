@@ -53,7 +53,7 @@ func (p *plan) offload(b *branch) {
 func (p *plan) reject(b *branch) {
 	b.add("makes the message below known", append(setCtMark(p.marks.Mask, p.marks.Reject), clearMark(p.marks.Mask)...))
 	if !p.rejects {
-		b.add("the kernel cannot reject", nil, &expr.Verdict{Kind: expr.VerdictDrop})
+		b.add("nft_reject is missing", nil, &expr.Verdict{Kind: expr.VerdictDrop})
 		return
 	}
 	b.add("tell the sender", []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{unix.IPPROTO_TCP})}, rejectTCP())
