@@ -12,7 +12,7 @@ import (
 
 // Numbers of ctnetlink, include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 const (
-	ctNew netlink.HeaderType = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // IPCTNL_MSG_CT_NEW
+	ctNew netlink.HeaderType = unix.NFNL_SUBSYS_CTNETLINK << 8   // IPCTNL_MSG_CT_NEW
 	ctGet netlink.HeaderType = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1 // IPCTNL_MSG_CT_GET
 
 	ctaTupleOrig = 1

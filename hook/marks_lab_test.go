@@ -52,7 +52,7 @@ func TestRejectFailsClosed(t *testing.T) {
 			defer sink.Close()
 			r := receive(t, net.Server, 0)
 			r.answer = func(nf *nfqueue.Nfqueue, id uint32) error {
-				return nf.SetVerdictWithMark(id, nfqueue.NfRepeat, int(marks.Reject))
+				return nf.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(marks.Reject))
 			}
 			r.holdBack()
 			rules := install(t, net.Server, hook.Config{Hooks: []hook.Hook{hook.Input}, Mask: hook.DefaultMask, Offload: true})
