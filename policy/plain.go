@@ -34,7 +34,8 @@ func plainOf(files []file) *file {
 }
 
 // readPlain reads the rules file main of fsys and those it includes, and adds
-// them to files, which were read already.
+// them to files, which were read already. With an error it returns the files
+// read so far: whoever watches them waits for a better version.
 func readPlain(fsys fs.FS, main, shown string, files []file) ([]file, Errors) {
 	dir := path.Dir(shown)
 	set, err := rules.ParsePlain(shown, func(name string) ([]byte, error) {
@@ -51,7 +52,7 @@ func readPlain(fsys fs.FS, main, shown string, files []file) ([]file, Errors) {
 		return files[i].content, nil
 	})
 	if err != nil {
-		return nil, plainErrors(err)
+		return files, plainErrors(err)
 	}
 	other := slices.IndexFunc(files, func(f file) bool { return f.name == "rules.yml" && !f.plain })
 	if other >= 0 {

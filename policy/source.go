@@ -86,7 +86,8 @@ func isData(name string) bool {
 	return false
 }
 
-// read returns the policy's files, sorted by name, or what is wrong with them.
+// read returns the policy's files, sorted by name, or what is wrong with them
+// and perhaps some of them.
 func (s Source) read() ([]file, Errors) {
 	if s.builtin() {
 		s.FS, s.Path = embedded, "default.rego"

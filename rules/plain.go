@@ -155,9 +155,12 @@ func (r *Ruleset) Delegates() []Place {
 
 // nearest returns the word most like text, or "" if none is like it.
 func nearest(text string, words []string) string {
-	best, bestDistance := "", 0.5
+	best, bestDistance := "", 0.67 // a word that differs in two of three letters is another word
 	for _, word := range slices.Sorted(slices.Values(words)) {
 		d := float64(levenshtein.ComputeDistance(text, word)) / float64(max(len(text), len(word), 1))
+		if word != "" && strings.HasPrefix(text, word[:1]) {
+			d -= 0.01 // of two alike, take the one that begins alike
+		}
 		if d < bestDistance {
 			best, bestDistance = word, d
 		}

@@ -3,6 +3,7 @@ package rules
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -169,7 +170,7 @@ func (c *condition) whole() *region {
 	r := &region{absent: !c.always}
 	switch {
 	case c.kind() == Addr:
-		r.values = spanSet{{"4", "5"}, {"6", "7"}}
+		r.values = spanSet{prefixSpan(netip.PrefixFrom(netip.IPv4Unspecified(), 0)), prefixSpan(netip.PrefixFrom(netip.IPv6Unspecified(), 0))}
 	case c.kind() == Bool:
 		r.values = spanSet{numberSpan(0, 1)}
 	case c.kind() == Int && c.nameOnly:
@@ -251,4 +252,14 @@ func weekdays() map[string][]bounds {
 		names[day] = []bounds{{int64(i), int64(i)}}
 	}
 	return names
+}
+
+// ConditionFields returns the paths of the fields that the conditions of rules
+// files ask for, in the order of the conditions. A path can be there twice.
+func ConditionFields() []string {
+	var paths []string
+	for _, c := range conditions() {
+		paths = append(paths, c.paths...)
+	}
+	return paths
 }

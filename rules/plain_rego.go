@@ -343,7 +343,7 @@ func (w *regoWriter) decision() {
 		}
 		for j := range r.tests {
 			t := &r.tests[j]
-			if text, named := w.spelt(t); named {
+			if text, named := w.spelt(t); named && !t.negated {
 				w.comment(1, w.set.conds[t.cond].key+": "+text)
 			}
 		}

@@ -115,7 +115,10 @@ func prefixSpan(p netip.Prefix) span {
 	for bit := p.Bits(); bit < p.Addr().BitLen(); bit++ {
 		last[1+bit/8] |= 0x80 >> (bit % 8)
 	}
-	return span{first, after(string(last))}
+	// Keys of one family have one length: so has the end, or there would be
+	// a gap before the next network.
+	end := after(string(last))
+	return span{first, end + strings.Repeat("\x00", len(first)-len(end))}
 }
 
 // after returns the least string greater than all that begin with s.
