@@ -97,11 +97,16 @@ func (e *Engine) Snapshot() (s Snapshot, ok bool) {
 	return Snapshot{}, false
 }
 
+// flowBits is how many low bits of a flow's id count the flows of one worker.
+// Those above number the worker: no two flows of an engine have the same id.
+const flowBits = 40
+
 // NewWorker returns a worker that puts its events into ring; nil means none.
 func (e *Engine) NewWorker(ring *logsink.Ring) *Worker {
 	w := newWorker(e, ring)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	w.nextFlow = uint64(len(e.workers)) << flowBits
 	e.workers = append(e.workers, w)
 	return w
 }

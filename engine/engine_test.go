@@ -241,6 +241,18 @@ func TestDroppedFlowOpensNothing(t *testing.T) {
 	b.want(packet.Output, tcp(client, telnet, "S"), packet.Drop, engine.ReasonPolicy)
 }
 
+// The far end sends first, as with NTP from port 123 to port 123: that it was
+// dropped must not stay with the answers to what is asked later.
+func TestReplyAfterADropPasses(t *testing.T) {
+	b := newBench(t, engine.Config{}, https())
+	b.want(packet.Input, udp(server, client), packet.Drop, engine.ReasonPolicy)
+	b.want(packet.Input, udp(server, client), packet.Drop, engine.ReasonPolicy)
+	b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	b.want(packet.Input, udp(server, client), packet.Accept, engine.ReasonEstablished)
+	b.load(&counted{})
+	b.want(packet.Input, udp(server, client), packet.Drop, engine.ReasonPolicy)
+}
+
 // Over loopback a packet is judged as the sender's and as the receiver's.
 func TestLoopbackIsTwoFlows(t *testing.T) {
 	policy := policyFunc(func(f *rules.Facts, d *rules.Decision) error {
@@ -497,8 +509,67 @@ func TestRepliesInAnotherQueue(t *testing.T) {
 	for range 2 {
 		other.want(packet.Input, tcp(server, "10.0.0.1:40001", "SA"), packet.Accept, engine.ReasonEstablished)
 	}
+	b.want(packet.Output, echo("10.0.0.1", "10.0.0.2", 8), packet.Accept, engine.ReasonPolicy)
+	other.want(packet.Input, echo("10.0.0.2", "10.0.0.1", 0), packet.Accept, engine.ReasonEstablished)
 	b.load(&counted{})
 	other.want(packet.Input, tcp(server, "10.0.0.1:40001", "A"), packet.Drop, engine.ReasonPolicy)
+}
+
+// The far end sends first, and again first after a reload, to another queue
+// than the near end: the policy asks for the user, whom only that queue knows.
+func TestReplyInAnotherQueueKnowsTheUser(t *testing.T) {
+	mine := func() policyFunc {
+		return func(f *rules.Facts, d *rules.Decision) error {
+			*d = rules.Decision{Rule: "mine", Reads: reading(t, "uid")}
+			if f.Meta.HasUID && f.Meta.UID == 1000 {
+				d.Action = packet.Accept
+			}
+			return nil
+		}
+	}
+	b := newBench(t, engine.Config{Workers: 2}, mine())
+	other := &bench{t: t, engine: b.engine, worker: b.engine.NewWorker(nil), now: b.now}
+	for range 2 {
+		other.want(packet.Input, udp(server, client), packet.Drop, engine.ReasonPolicy)
+	}
+	m := packet.Meta{Hook: packet.Output, UID: 1000, HasUID: true}
+	if got, _ := b.sendMeta(m, udp(client, server)); got != packet.Accept {
+		t.Errorf("got %v for the user's packet, want accept", got)
+	}
+	for range 2 {
+		other.want(packet.Input, udp(server, client), packet.Accept, engine.ReasonEstablished)
+		b.load(mine())
+	}
+	b.load(&counted{})
+	other.want(packet.Input, udp(server, client), packet.Drop, engine.ReasonPolicy)
+}
+
+// Each worker counts its direction of a flow, under an id of its own.
+func TestFlowInTwoQueuesIsLoggedByBoth(t *testing.T) {
+	b := newBench(t, engine.Config{Workers: 2}, https())
+	other := &bench{t: t, engine: b.engine, ring: logsink.NewRing(16), now: b.now}
+	other.worker = b.engine.NewWorker(other.ring)
+	b.send(packet.Output, udp(client, server))
+	for range 3 {
+		other.send(packet.Input, udp(server, client))
+	}
+	ends := make(map[uint64][2]uint64)
+	for _, x := range []*bench{b, other} {
+		x.worker.Close()
+		x.ring.Drain(func(e *logsink.Event) {
+			if e.Kind != logsink.FlowEnd {
+				return
+			}
+			ends[e.Flow] = e.Packets
+			if got := e.Src.String(); got != "10.0.0.1" || e.Action != packet.Accept || e.Hook != packet.Output {
+				t.Errorf("got the end of a flow from %s, %v, %v, want 10.0.0.1, accept, output", got, e.Action, e.Hook)
+			}
+		})
+	}
+	want := map[uint64][2]uint64{1: {1, 0}, 1<<40 + 1: {0, 3}}
+	if diff := cmp.Diff(want, ends); diff != "" {
+		t.Errorf("packets by flow (-want +got):\n%s", diff)
+	}
 }
 
 // Random tuples fill the table; established flows stay, and so does its size.

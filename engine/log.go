@@ -134,8 +134,11 @@ func (w *Worker) describeEnd(ev *logsink.Event, s *slot) {
 	if ev.Decision != nil {
 		ev.Action = ev.Decision.Action
 	}
-	if s.failed {
+	switch {
+	case s.failed:
 		ev.Decision, ev.Reason = nil, ReasonPolicyError
+	case s.peer:
+		ev.Reason = ReasonEstablished
 	}
 	if w.now == nil {
 		return

@@ -85,9 +85,20 @@ func parseKernel(text string) ([]Kernel, error) {
 // ErrInUse says that another socket has bound the queue.
 var ErrInUse = errors.New("already bound")
 
+// openError explains why there is no socket to bind a queue with.
+func openError(cfg *Config, err error) error {
+	switch {
+	case errors.Is(err, syscall.EPERM) && cfg.NetNS != 0:
+		return fmt.Errorf("bind queue %d: enter its network namespace: %w (needs CAP_SYS_ADMIN)", cfg.Num, err)
+	case errors.Is(err, syscall.EPROTONOSUPPORT):
+		return fmt.Errorf("bind queue %d: the kernel has no netfilter netlink (load it: modprobe nfnetlink_queue): %w", cfg.Num, err)
+	}
+	return fmt.Errorf("bind queue %d: %w", cfg.Num, err)
+}
+
 // bindError explains why a queue could not be bound. The kernel refuses with
 // EPERM both the process without CAP_NET_ADMIN and the queue that another
-// socket has bound.
+// socket has bound; EBUSY would be a queue that the same socket has bound.
 func bindError(cfg *Config, err error) error {
 	switch {
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EBUSY):
@@ -95,12 +106,14 @@ func bindError(cfg *Config, err error) error {
 			return fmt.Errorf("bind queue %d: %w by %s (stop the other program or choose another --queue)", cfg.Num, ErrInUse, who)
 		}
 		return fmt.Errorf("bind queue %d: %w (needs CAP_NET_ADMIN)", cfg.Num, err)
-	case errors.Is(err, syscall.EPROTONOSUPPORT), errors.Is(err, syscall.EINVAL) && !supported(cfg):
+	case errors.Is(err, syscall.EINVAL) && !supported(cfg):
 		return fmt.Errorf("bind queue %d: the kernel has no packet queue (load it: modprobe nfnetlink_queue): %w", cfg.Num, err)
 	}
 	return fmt.Errorf("bind queue %d: %w", cfg.Num, err)
 }
 
+// supported returns false if the namespace has no file for the queues, which
+// the kernel's queue module makes.
 func supported(cfg *Config) bool {
 	_, err := ReadKernel(cfg.NetNS)
 	return !errors.Is(err, fs.ErrNotExist)

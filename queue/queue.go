@@ -60,7 +60,7 @@ func Open(cfg Config) (*Queue, error) {
 	}
 	nf, err := nfqueue.Open(&nfqueue.Config{NetNS: cfg.NetNS, NfQueue: cfg.Num})
 	if err != nil {
-		return nil, bindError(&cfg, err)
+		return nil, openError(&cfg, err)
 	}
 	conn, err := nfnl.New(nf.Con, nfnl.Config{
 		Batch:       batch,

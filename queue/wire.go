@@ -63,7 +63,7 @@ func decodePacket(m *nfnl.Message, meta *packet.Meta) (payload []byte, ok, whole
 	for a.Next() {
 		switch a.Type() {
 		case attrPacketHdr:
-			ok = decodeHeader(a.Bytes(), meta)
+			ok = decodeHeader(a.Bytes(), meta) || ok
 		case attrPayload:
 			payload = a.Bytes()
 		case attrMark:

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"os"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/mdlayher/netlink"
@@ -256,6 +254,71 @@ func TestAttrGetters(t *testing.T) {
 	}
 }
 
+// rawConn is a RawConn that is always ready.
+type rawConn struct{}
+
+func (rawConn) Control(f func(fd uintptr)) error    { f(0); return nil }
+func (rawConn) Read(f func(fd uintptr) bool) error  { f(0); return nil }
+func (rawConn) Write(f func(fd uintptr) bool) error { f(0); return nil }
+
+// ENOBUFS must not end the stream.
+func TestRecvErrors(t *testing.T) {
+	tests := []struct {
+		errno    syscall.Errno
+		want     error
+		overruns uint64
+	}{
+		{0, nil, 0},
+		{unix.EAGAIN, nil, 0},
+		{unix.ENOBUFS, nil, 1},
+		{unix.ENOTCONN, unix.ENOTCONN, 0},
+	}
+	for _, tt := range tests {
+		c := batchConn(64)
+		c.raw = rawConn{}
+		c.read = func(uintptr) bool { c.errno = tt.errno; return true }
+		if err := c.Recv(); !errors.Is(err, tt.want) {
+			t.Errorf("%v: Recv = %v, want %v", tt.errno, err, tt.want)
+		}
+		if m := (Message{}); c.Next(&m) || c.Stats().Overruns != tt.overruns {
+			t.Errorf("%v: got %+v, want %d overruns", tt.errno, c.Stats(), tt.overruns)
+		}
+	}
+}
+
+// A kernel short of memory is asked again, but not for ever, and other errors
+// are not repeated.
+func TestSendRetries(t *testing.T) {
+	tests := []struct {
+		name   string
+		errnos []syscall.Errno // of one call after the other; the last one stays
+		want   error
+		calls  int
+	}{
+		{"sent", []syscall.Errno{0}, nil, 1},
+		{"short of memory", []syscall.Errno{unix.ENOBUFS, unix.ENOMEM, 0}, nil, 3},
+		{"refused", []syscall.Errno{unix.EPERM, 0}, unix.EPERM, 1},
+		{"short of memory for good", []syscall.Errno{unix.ENOBUFS}, unix.ENOBUFS, sendRetries + 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, calls := batchConn(64), 0
+			c.raw = rawConn{}
+			c.write = func(uintptr) bool {
+				c.errno = tt.errnos[min(calls, len(tt.errnos)-1)]
+				calls++
+				return true
+			}
+			if err := c.Send([]byte{0}); !errors.Is(err, tt.want) || calls != tt.calls {
+				t.Errorf("Send = %v after %d calls, want %v after %d", err, calls, tt.want, tt.calls)
+			}
+			if got := c.Stats().SendRetries; got != uint64(tt.calls-1) {
+				t.Errorf("%d retries counted, want %d", got, tt.calls-1)
+			}
+		})
+	}
+}
+
 func TestNoAllocs(t *testing.T) {
 	packet, w := message(3<<8, 1, 1), NewWriter(64)
 	c := batchConn(128, packet)
@@ -274,102 +337,4 @@ func TestNoAllocs(t *testing.T) {
 	if got != 0 || w.Len() != 1 {
 		t.Errorf("got %v allocations and %d messages, want 0 and 1", got, w.Len())
 	}
-}
-
-// dial opens a real socket. Any process may: the kernel refuses only requests.
-func dial(t *testing.T) *Conn {
-	t.Helper()
-	nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := New(nl, Config{Batch: 8, MessageSize: 256, RecvBuffer: 1 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-// A request to a subsystem that does not exist is refused: with EPERM without
-// CAP_NET_ADMIN, with EINVAL else.
-func TestRequestRefused(t *testing.T) {
-	c := dial(t)
-	before := openFiles(t)
-	for range 20 {
-		err := c.Request(message(Type(200, 0), 0, 0), time.Second)
-		var r *Refusal
-		if !errors.As(err, &r) || r.Errno != unix.EINVAL && r.Errno != unix.EPERM {
-			t.Fatalf("got %v, want EINVAL or EPERM", err)
-		}
-	}
-	if err := c.TryRecv(); err != nil {
-		t.Error(err)
-	}
-	if m := (Message{}); c.Next(&m) {
-		t.Errorf("got %+v after the answers were taken", m)
-	}
-	if after := openFiles(t); after != before {
-		t.Errorf("%d open files, %d before", after, before)
-	}
-}
-
-// A request without acknowledgement that fails is answered in the stream.
-func TestSendRefused(t *testing.T) {
-	c := dial(t)
-	w := NewWriter(64)
-	for seq := range uint32(3) {
-		w.Begin(Header{Type: Type(200, 0), Flags: FlagRequest, Seq: seq, PortID: 42}, 0, 0)
-		w.End()
-	}
-	if err := c.Send(w.Bytes()); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Recv(); err != nil {
-		t.Fatal(err)
-	}
-	var m Message
-	if !c.Next(&m) || !m.IsError || m.Errno == 0 {
-		t.Fatalf("got %+v, want a refusal", m)
-	}
-	if want := (Header{Type: Type(200, 0), Flags: FlagRequest, PortID: 42}); m.Request != want {
-		t.Errorf("got request %+v, want %+v", m.Request, want)
-	}
-	if n, err := c.Drops(); n != 0 || err != nil {
-		t.Errorf("Drops = %d, %v", n, err)
-	}
-	if c.RecvBuffer() == 0 {
-		t.Errorf("RecvBuffer = 0")
-	}
-}
-
-func TestRecvDeadlineAndClose(t *testing.T) {
-	c := dial(t)
-	if err := c.SetReadDeadline(time.Now().Add(-time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Recv(); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("got %v, want %v", err, os.ErrDeadlineExceeded)
-	}
-	if err := c.TryRecv(); err != nil {
-		t.Errorf("TryRecv after the deadline: %v", err)
-	}
-	if err := c.SetReadDeadline(time.Time{}); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error)
-	go func() { done <- c.Recv() }()
-	c.Close()
-	if err := <-done; !errors.Is(err, os.ErrClosed) {
-		t.Errorf("got %v, want %v", err, os.ErrClosed)
-	}
-}
-
-func openFiles(t *testing.T) int {
-	t.Helper()
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(fds)
 }

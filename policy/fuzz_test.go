@@ -1,0 +1,42 @@
+package policy_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/fstest"
+
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/policy"
+	"github.com/verdictd/verdictd/rules"
+)
+
+// FuzzLoad loads arbitrary text as a policy and as data. Whatever is wrong
+// with it is reported with a file's name, and what loads can be evaluated.
+func FuzzLoad(f *testing.F) {
+	for _, text := range oracles(f) {
+		f.Add(text, `{"a": [1, 2.5, "x", null, true]}`, "a:\n  - b: 1\n")
+	}
+	f.Add(accepting, "{", "a: &b\n  c: *b\n")
+	f.Add(broken, "[]", "1: 2\n? x\n: y\n")
+	f.Fuzz(func(t *testing.T, text, json, yaml string) {
+		files := fstest.MapFS{"p.rego": {Data: []byte(text)}, "a/d.json": {Data: []byte(json)}, "b/d.yaml": {Data: []byte(yaml)}}
+		p, err := policy.Load(context.Background(), policy.Source{FS: files, SkipTests: true})
+		if err != nil {
+			errs, ok := errors.AsType[policy.Errors](err)
+			if !ok || len(errs) == 0 {
+				t.Fatalf("error %v is a %T, want policy.Errors", err, err)
+			}
+			for _, e := range errs {
+				if e.File == "" || e.Msg == "" || e.Line > 0 && e.Col < 1 {
+					t.Errorf("error without place or text: %+v", e)
+				}
+			}
+			return
+		}
+		d := rules.Decision{Action: packet.Accept}
+		if err := p.Evaluate(facts(packet.ProtoTCP, "192.0.2.1:1", "192.0.2.2:2"), &d); err != nil && d.Action != packet.Drop {
+			t.Errorf("%v with error %v, want drop", d.Action, err)
+		}
+	})
+}
