@@ -72,8 +72,8 @@ func conditions() []condition {
 		{key: "hook", says: "hook", paths: []string{"hook"}, always: true},
 		{key: "in-interface", says: "incoming interface", paths: []string{"interface.in"}, wild: true},
 		{key: "out-interface", says: "outgoing interface", paths: []string{"interface.out"}, wild: true},
-		{key: "user", says: "sender's user id", paths: []string{"uid"}},
-		{key: "group", says: "sender's group id", paths: []string{"gid"}},
+		{key: "user", says: "user id", paths: []string{"uid"}},
+		{key: "group", says: "group id", paths: []string{"gid"}},
 		{key: "mark", says: "packet mark", paths: []string{"mark"}, always: true},
 		{key: "time", says: "time of day (UTC)", paths: []string{"time.hour", "time.minute"}, always: true, max: 24*60 - 1,
 			ref: "(input.time.hour * 60) + input.time.minute", parseItem: parseTime,
@@ -252,14 +252,4 @@ func weekdays() map[string][]bounds {
 		names[day] = []bounds{{int64(i), int64(i)}}
 	}
 	return names
-}
-
-// ConditionFields returns the paths of the fields that the conditions of rules
-// files ask for, in the order of the conditions. A path can be there twice.
-func ConditionFields() []string {
-	var paths []string
-	for _, c := range conditions() {
-		paths = append(paths, c.paths...)
-	}
-	return paths
 }

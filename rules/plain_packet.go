@@ -3,6 +3,7 @@ package rules
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -154,59 +155,54 @@ func (d *described) pair(key, value string) error {
 	return d.number(key, value)
 }
 
+// number reads a value that is a number, or the name of an ICMP type.
 func (d *described) number(key, value string) error {
-	if (key == "type" || key == "code") && !d.p.IsICMP() {
+	setters := d.setters()
+	set, ok := setters[key]
+	switch {
+	case !ok:
+		return fmt.Errorf("there is no key %q, want in, out, flags, time, %s", key, strings.Join(slices.Sorted(maps.Keys(setters)), ", "))
+	case (key == "type" || key == "code") && !d.p.IsICMP():
 		return fmt.Errorf("%s=%s: the packet is not ICMP of its own family", key, value)
 	}
-	c := condition{says: key, max: 1<<32 - 1}
-	switch key {
-	case "type", "code", "ttl":
-		c.max = 255
-	case "dscp":
-		c.max = 63
-	case "queue":
-		c.max = 65535
+	if n, ok := d.icmpName(value); ok && key == "type" {
+		set.to(n)
+		return nil
 	}
-	if key == "type" {
-		if n, ok := d.icmpName(value); ok {
-			d.p.ICMPType = n
-			return nil
-		}
-	}
+	c := condition{says: key, max: set.max}
 	n, err := c.parseNumber(value, value)
 	if err != nil {
 		return err
 	}
-	switch key {
-	case "user":
-		d.m.UID, d.m.HasUID = uint32(n), true
-	case "group":
-		d.m.GID, d.m.HasGID = uint32(n), true
-	case "mark":
-		d.m.Mark = uint32(n)
-	case "type":
-		d.p.ICMPType = uint8(n)
-	case "code":
-		d.p.ICMPCode = uint8(n)
-	case "length":
-		d.p.TotalLength = uint32(n)
-	case "ttl":
-		d.p.TTL = uint8(n)
-	case "dscp":
-		d.p.TOS = uint8(n) << 2
-	case "queue":
-		d.m.Queue = uint16(n)
-	default:
-		return fmt.Errorf("there is no key %q, want in, out, user, group, mark, type, code, flags, length, ttl, dscp, queue or time", key)
-	}
+	set.to(n)
 	return nil
 }
 
+// setter puts a number, up to max, where it belongs.
+type setter struct {
+	max int64
+	to  func(n int64)
+}
+
+func (d *described) setters() map[string]setter {
+	return map[string]setter{
+		"user":   {1<<32 - 1, func(n int64) { d.m.UID, d.m.HasUID = uint32(n), true }},
+		"group":  {1<<32 - 1, func(n int64) { d.m.GID, d.m.HasGID = uint32(n), true }},
+		"mark":   {1<<32 - 1, func(n int64) { d.m.Mark = uint32(n) }},
+		"type":   {255, func(n int64) { d.p.ICMPType = uint8(n) }},
+		"code":   {255, func(n int64) { d.p.ICMPCode = uint8(n) }},
+		"length": {1<<32 - 1, func(n int64) { d.p.TotalLength = uint32(n) }},
+		"ttl":    {255, func(n int64) { d.p.TTL = uint8(n) }},
+		"dscp":   {63, func(n int64) { d.p.TOS = uint8(n) << 2 }},
+		"queue":  {65535, func(n int64) { d.m.Queue = uint16(n) }},
+	}
+}
+
 // icmpName returns the type that a name stands for in the packet's family.
-func (d *described) icmpName(name string) (uint8, bool) {
+func (d *described) icmpName(name string) (int64, bool) {
 	for _, b := range icmpTypes()[name] {
 		if (b.low >= v6) == (d.p.Version == 6) {
-			return uint8(b.low % v6), true
+			return b.low % v6, true
 		}
 	}
 	return 0, false

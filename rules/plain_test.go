@@ -259,34 +259,11 @@ func TestFindingsAreExact(t *testing.T) {
 			}
 		}
 	}
-	values := map[string][]string{
-		"from":         {"10.0.0.0/30", "10.0.0.0/31", "10.0.0.2/31", "10.0.0.1", "10.0.0.4", "0.0.0.0/1", "128.0.0.0/1", "0.0.0.0/0", "::/0", "2000::/3"},
-		"ttl":          {"0-1", "2", "3-4", "5-255", "0-255", "0", "1-4"},
-		"in-interface": {"eth0", "eth1", "eth*", "wan0"},
-	}
 	r := rand.New(rand.NewPCG(7, 8))
 	dead, alive := 0, 0
 	for range 3000 {
-		text := "rules:\n"
 		count := 2 + r.IntN(7)
-		for i := range count {
-			text += fmt.Sprintf("  - {name: r%d, verdict: drop, proto: gre", i)
-			not := ""
-			for _, key := range []string{"from", "ttl", "in-interface"} {
-				list := values[key]
-				condition := fmt.Sprintf(", %s: [%s, %s]", key, list[r.IntN(len(list))], list[r.IntN(len(list))])
-				switch r.IntN(4) {
-				case 0:
-					not += condition
-				case 1, 2:
-					text += condition
-				}
-			}
-			if not != "" {
-				text += ", not: {" + not[2:] + "}"
-			}
-			text += "}\n"
-		}
+		text := randomRules(r, count)
 		set, err := parse(map[string]string{"rules.yaml": text})
 		if err != nil {
 			t.Fatalf("%v\n%s", err, text)
@@ -312,4 +289,34 @@ func TestFindingsAreExact(t *testing.T) {
 	if dead < 1000 || alive < 1000 {
 		t.Errorf("%d rules never match and %d do: too few to say much", dead, alive)
 	}
+}
+
+// randomRules returns a file of rules r0, r1 and so on.
+func randomRules(r *rand.Rand, count int) string {
+	values := map[string][]string{
+		"from":         {"10.0.0.0/30", "10.0.0.0/31", "10.0.0.2/31", "10.0.0.1", "10.0.0.4", "0.0.0.0/1", "128.0.0.0/1", "0.0.0.0/0", "::/0", "2000::/3"},
+		"ttl":          {"0-1", "2", "3-4", "5-255", "0-255", "0", "1-4"},
+		"in-interface": {"eth0", "eth1", "eth*", "wan0"},
+	}
+	var b strings.Builder
+	b.WriteString("rules:\n")
+	for i := range count {
+		fmt.Fprintf(&b, "  - {name: r%d, verdict: drop, proto: gre", i)
+		not := ""
+		for _, key := range []string{"from", "ttl", "in-interface"} {
+			list := values[key]
+			condition := fmt.Sprintf(", %s: [%s, %s]", key, list[r.IntN(len(list))], list[r.IntN(len(list))])
+			switch r.IntN(4) {
+			case 0:
+				not += condition
+			case 1, 2:
+				b.WriteString(condition)
+			}
+		}
+		if not != "" {
+			b.WriteString(", not: {" + not[2:] + "}")
+		}
+		b.WriteString("}\n")
+	}
+	return b.String()
 }

@@ -21,7 +21,7 @@ a policy wherever one is asked for (run, replay, check); in a directory it is
 rules.yaml, and the Rego beside it decides what the rules delegate.
 
 rules.yaml.example is one to begin with.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newRulesCheckCommand(e), newRulesExplainCommand(e), newRulesRegoCommand(e), newRulesSchemaCommand(e))
@@ -45,7 +45,7 @@ Tests, and the Rego that rules delegate to, are checked by verdictd check.
 
 Exit codes: 0 the rules can be used; 2 they cannot, or with --strict there are
 warnings.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: someArgs("no rules to check: name a rules file or a directory that holds rules.yaml"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			var problems []error
 			for _, path := range args {
@@ -73,12 +73,28 @@ func checkRules(e env, path string, strict, quiet bool) error {
 			fmt.Fprintf(e.stdout, "%s: %s: %s\n", f.Place, f.Level, f.Msg)
 		}
 	}
-	if _, err := fmt.Fprintf(e.stdout, "%s: %d rules in %d files, %d warnings, otherwise %s\n",
-		path, len(set.Rules), len(set.Files), warnings, set.Default.Verdict()); err != nil {
+	if _, err := fmt.Fprintf(e.stdout, "%s: %s in %s, %s, otherwise %s\n",
+		path, count(len(set.Rules), "rule"), count(len(set.Files), "file"), count(warnings, "warning"), set.Default.Verdict()); err != nil {
 		return fmt.Errorf("write report: %w", err)
 	}
 	if strict && warnings > 0 {
-		return fmt.Errorf("%s: %d warnings", path, warnings)
+		return fmt.Errorf("%s: %s (see standard output)", path, count(warnings, "warning"))
+	}
+	return nil
+}
+
+// count returns "1 rule", "2 rules".
+func count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
+}
+
+// oneRulesFile wants one argument.
+func oneRulesFile(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usageError(cmd, fmt.Errorf("%d rules files given, want one: a file, or a directory that holds rules.yaml", len(args)))
 	}
 	return nil
 }
@@ -99,7 +115,7 @@ TCP), length, ttl, dscp, queue and time. The hook is output if none is given.`,
 		Example: `  verdictd rules explain rules.yaml
   verdictd rules explain rules.yaml --packet 'tcp 10.0.0.1:4000 -> 1.2.3.4:443 output eth0'
   verdictd rules explain rules.yaml --packet 'icmp 10.0.0.1 -> 1.2.3.4 forward in=eth0 out=eth1 type=echo-request'`,
-		Args: cobra.ExactArgs(1),
+		Args: oneRulesFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			set, err := policy.ReadPlain(args[0])
 			if err != nil {
@@ -152,7 +168,7 @@ func newRulesRegoCommand(e env) *cobra.Command {
 		Long: `to-rego prints rules as the Rego policy that they are run as: package verdictd,
 in the layout of opa fmt, comments kept. Use it to see what a rule means
 exactly, or to go on in Rego.`,
-		Args: cobra.ExactArgs(1),
+		Args: oneRulesFile,
 		RunE: func(_ *cobra.Command, args []string) error {
 			set, err := policy.ReadPlain(args[0])
 			if err != nil {
@@ -172,7 +188,7 @@ func newRulesSchemaCommand(e env) *cobra.Command {
 complete and check by it a file that begins with
 
   # yaml-language-server: $schema=verdictd-rules.schema.json`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			_, err := e.stdout.Write(rules.PlainSchema())
 			return err
