@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/open-policy-agent/opa/v1/format"
 
+	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/policy"
 	"github.com/verdictd/verdictd/rules"
 )
@@ -231,5 +232,31 @@ func TestPlainWatch(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPlainManyRules has more rules than stand in one Rego rule.
+func TestPlainManyRules(t *testing.T) {
+	const n = 250
+	var text strings.Builder
+	text.WriteString("rules:\n")
+	for i := range n {
+		fmt.Fprintf(&text, "  - {name: r%d, verdict: %s, proto: tcp, to-port: [%d, 1-%d]}\n", i, []string{"accept", "drop"}[i%2], 60000+i, 2*i+1)
+	}
+	text.WriteString("default: reject\n")
+	p, _, _ := loadPlain(t, &oracleFile{}, text.String())
+	for port := range 2*n + 10 {
+		f := facts(packet.ProtoTCP, "10.99.0.1:40000", fmt.Sprintf("192.168.1.7:%d", port))
+		want := fmt.Sprintf("r%d", port/2)
+		if port == 0 || port > 2*n-1 {
+			want = "default"
+		}
+		var d rules.Decision
+		if err := p.Evaluate(f, &d); err != nil {
+			t.Fatal(err)
+		}
+		if d.Rule != want {
+			t.Fatalf("port %d: rule %s, want %s", port, d.Rule, want)
+		}
 	}
 }

@@ -111,7 +111,12 @@ func reserved(word string) bool {
 	return strings.HasPrefix(word, "test_") || strings.HasPrefix(word, "todo_test_")
 }
 
-// decision writes the rules, in order, as one rule with else.
+// maxChain is how many rules one Rego rule has as its else: the time that OPA
+// takes to compile a rule grows with the square of that.
+const maxChain = 100
+
+// decision writes the rules, in order, as one rule with else, or as several of
+// which each ends in the next.
 func (w *regoWriter) decision() {
 	w.at = w.set.Default.Place
 	w.blank()
@@ -127,41 +132,54 @@ func (w *regoWriter) decision() {
 	if w.set.Default.Delegate {
 		chain = append(chain[:len(chain):len(chain)], w.set.Default)
 	}
+	head := decisionName
 	for i := range chain {
-		r := &chain[i]
-		w.at = r.Place
-		if i == 0 {
-			w.blank()
-			w.line(0, "decision := %s if {", r.object())
-		} else {
-			w.line(0, "} else := %s if {", r.object())
-		}
-		if r.Name != defaultName {
-			for _, line := range r.comment {
-				w.comment(1, line)
-			}
-		}
-		for j := range r.tests {
-			t := &r.tests[j]
-			if text, named := w.spelt(t); named && !t.negated {
-				w.comment(1, w.set.conds[t.cond].key+": "+text)
-			}
-		}
-		for j := range r.tests {
-			w.test(&r.tests[j])
-		}
-		w.at = r.Place
+		w.at = chain[i].Place
 		switch {
-		case len(r.tests) > 0:
-		case r.Delegate:
-			w.line(1, "delegated")
+		case i%maxChain > 0:
+			w.line(0, "} else := %s if {", chain[i].object())
 		default:
-			w.always = true
-			w.line(1, "any_packet")
+			if i > 0 {
+				head = w.name(fmt.Sprintf("rules_from_%d", i+1))
+				w.line(0, "} else := %s", head)
+			}
+			w.blank()
+			w.line(0, "%s := %s if {", head, chain[i].object())
 		}
+		w.body(&chain[i])
 	}
 	if len(chain) > 0 {
 		w.line(0, "}")
+	}
+}
+
+// decisionName is the rule of package verdictd that decides.
+const decisionName = "decision"
+
+// body writes the comments and conditions of a rule.
+func (w *regoWriter) body(r *Rule) {
+	if r.Name != defaultName {
+		for _, line := range r.comment {
+			w.comment(1, line)
+		}
+	}
+	for i := range r.tests {
+		t := &r.tests[i]
+		if text, named := w.spelt(t); named && !t.negated {
+			w.comment(1, w.set.conds[t.cond].key+": "+text)
+		}
+	}
+	for i := range r.tests {
+		w.test(&r.tests[i])
+	}
+	w.at = r.Place
+	switch {
+	case len(r.tests) > 0:
+	case r.Delegate:
+		w.line(1, "delegated")
+	default:
+		w.always = true
+		w.line(1, "any_packet")
 	}
 }
 

@@ -58,6 +58,21 @@ func (s spanSet) and(t spanSet) spanSet {
 	return out
 }
 
+// meets returns whether something is in both sets.
+func (s spanSet) meets(t spanSet) bool {
+	for i, j := 0, 0; i < len(s) && j < len(t); {
+		switch {
+		case s[i].hi <= t[j].lo:
+			i++
+		case t[j].hi <= s[i].lo:
+			j++
+		default:
+			return true
+		}
+	}
+	return false
+}
+
 // without returns what is in s and not in t.
 func (s spanSet) without(t spanSet) spanSet {
 	var out spanSet
@@ -152,10 +167,7 @@ func (r *region) without(s *region) *region {
 }
 
 func (r *region) overlaps(s *region) bool {
-	if r.absent && s.absent {
-		return true
-	}
-	return len(r.values.and(s.values)) > 0
+	return r.absent && s.absent || r.values.meets(s.values)
 }
 
 // box is what a rule matches: the packets whose value is in the region of each
