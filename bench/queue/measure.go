@@ -55,7 +55,7 @@ const (
 	colRate      = "kpps"
 	colSent      = "sent kpps"
 	colLost      = "lost"
-	colWaited    = "waited %" // for a CPU, of the time: how much others disturbed
+	colWaited    = "waited %" // of the time: threads that waited for a CPU
 	colAnswered  = "answered" // not shown
 	colAllocs    = "allocs"
 	colAllocated = "bytes"

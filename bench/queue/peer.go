@@ -140,8 +140,8 @@ func (p *process) stop() error {
 	}
 }
 
-// schedule is what the scheduler says about a peer: how long its threads ran,
-// in user and kernel mode, and how long they waited for a CPU that ran others.
+// schedule is what the scheduler says of a peer: how long its threads ran,
+// in user and kernel mode, and how long they waited for a CPU, also for one another.
 type schedule struct {
 	ran, waited time.Duration
 }
