@@ -79,7 +79,7 @@ type Meta struct {
 
 	Mark     uint32 // skb mark, 0 if unset
 	Priority uint32 // skb priority (NFQA_PRIORITY), 0 if unset
-	UID, GID uint32 // owner of the sending socket, valid iff HasUID, HasGID
+	UID, GID uint32 // owner of the local socket that sends or (at INPUT) receives, valid iff HasUID, HasGID
 	HasUID   bool
 	HasGID   bool
 

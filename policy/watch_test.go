@@ -80,15 +80,17 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// TestWatch changes a policy in the ways that editors and deployments do.
-func TestWatch(t *testing.T) {
-	tests := []struct {
-		name   string
-		path   string                         // below the test's directory
-		setup  func(t *testing.T, dir string) // makes an accepting policy
-		change func(t *testing.T, dir string) // makes it a dropping one
-		next   func(t *testing.T, dir string) // and an accepting one again, if not nil
-	}{
+// watchCase makes an accepting policy, changes it to a dropping one and, if
+// next is not nil, back again.
+type watchCase struct {
+	name                string
+	path                string // below the test's directory
+	setup, change, next func(t *testing.T, dir string)
+}
+
+// fileCases change what a path to a file or a link holds.
+func fileCases() []watchCase {
+	return []watchCase{
 		{name: "write in place", path: "p.rego",
 			setup:  func(t *testing.T, dir string) { write(t, dir+"/p.rego", accepting) },
 			change: func(t *testing.T, dir string) { write(t, dir+"/p.rego", dropping) }},
@@ -116,6 +118,12 @@ func TestWatch(t *testing.T) {
 			},
 			change: func(t *testing.T, dir string) { swap(t, dir, "..2025_02", "..2025_01", dropping) },
 			next:   func(t *testing.T, dir string) { swap(t, dir, "..2025_03", "..2025_02", accepting) }},
+	}
+}
+
+// directoryCases change what a directory holds.
+func directoryCases() []watchCase {
+	return []watchCase{
 		{name: "new file in a directory", path: "d",
 			setup: func(t *testing.T, dir string) {
 				write(t, dir+"/d/p.rego", "package verdictd\n\nverdict := \"accept\" if not data.stop\n")
@@ -148,7 +156,11 @@ func TestWatch(t *testing.T) {
 			},
 			next: func(t *testing.T, dir string) { write(t, dir+"/two/p.rego", accepting) }},
 	}
-	for _, tt := range tests {
+}
+
+// TestWatch changes a policy in the ways that editors and deployments do.
+func TestWatch(t *testing.T) {
+	for _, tt := range append(fileCases(), directoryCases()...) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			tt.setup(t, dir)

@@ -43,9 +43,9 @@ const (
 	// PerFlow fields are part of the flow's identity: the same in every packet
 	// of one direction of a flow at one hook.
 	PerFlow Scope = iota
-	// PerSocket fields belong to the sending socket. They are the same in
-	// every packet of a flow in which they are present; packets that the
-	// kernel sends for a closed socket lack them.
+	// PerSocket fields belong to the local socket. They are the same in every
+	// packet of a flow in which they are present; packets that the kernel
+	// sends for a closed socket lack them.
 	PerSocket
 	// PerPacket fields may differ from packet to packet.
 	PerPacket

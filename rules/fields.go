@@ -143,7 +143,7 @@ func placeFields() []Field {
 func ownerFields() []Field {
 	return []Field{
 		{Path: "uid", Kind: Int, Scope: PerSocket, Max: 1<<32 - 1,
-			Doc: "User id of the socket that sends the packet. Absent where the kernel knows no such socket: forwarded and most incoming packets, packets the kernel itself sends.",
+			Doc: "User id of the local socket: at output of the one that sends the packet, at input of the one that receives it. Absent where the kernel knows none: forwarded packets, most first packets that come in, packets the kernel itself sends.",
 			Get: func(f *Facts, v *Value) bool { return f.Meta.HasUID && num(v, f.Meta.UID) }},
 		{Path: "gid", Kind: Int, Scope: PerSocket, Max: 1<<32 - 1, Doc: "Group id of that socket.",
 			Get: func(f *Facts, v *Value) bool { return f.Meta.HasGID && num(v, f.Meta.GID) }},

@@ -272,16 +272,35 @@ func (d *daemon) publish(p *policy.Policy) {
 	})
 }
 
-// report says at the end what was done.
+// report says at the end what was done. The queues must still be bound: what
+// they had no room for only the kernel knows.
 func (d *daemon) report() {
 	s := d.engine.Stats()
-	var lost uint64 // packets that the kernel brought or wanted to bring, and that got no verdict
+	kernel, err := queue.ReadKernel(d.netns, d.Queues...)
+	if err != nil {
+		d.log.Error("packets that a full queue dropped are not known", "error", err)
+	}
+	var full, buffer, flushed, unsent, unjudged uint64
+	for _, k := range kernel {
+		full += uint64(k.QueueDropped)
+	}
 	for _, q := range d.queues {
 		st := q.Stats()
-		lost += st.Gaps + st.HookFlush + st.Unsent
+		buffer, flushed, unsent = buffer+st.Gaps, flushed+st.HookFlush, unsent+st.Unsent
 	}
-	d.log.Info("stopped", "packets", s.Packets, "accepted", s.Accepted, "dropped", s.Dropped+s.Rejected,
-		"would_drop", s.WouldDrop, "malformed", s.Malformed, "policy_errors", s.PolicyErrors, "lost", lost)
+	if d.failOpen {
+		buffer, unjudged = 0, buffer // the kernel accepted them
+	}
+	line := d.log.With("packets", s.Packets, "accepted", s.Accepted, "dropped", s.Dropped+s.Rejected,
+		"would_drop", s.WouldDrop, "malformed", s.Malformed, "policy_errors", s.PolicyErrors)
+	if unjudged > 0 {
+		line = line.With("unjudged", unjudged)
+	}
+	lost := full + buffer + flushed + unsent
+	if lost > 0 {
+		line = line.With("queue_full", full, "buffer_full", buffer, "hook_flush", flushed, "unsent", unsent)
+	}
+	line.Info("stopped", "lost", lost)
 }
 
 // notifySystemd tells the service manager about the daemon's state if it was

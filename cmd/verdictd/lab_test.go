@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -69,12 +70,16 @@ type daemon struct {
 	policy string // path
 }
 
-// startDaemon runs verdictd in the namespace and waits until it judges.
+// startDaemon runs verdictd in the namespace and waits until it judges. An empty
+// policy stands for the built-in one.
 func startDaemon(t *testing.T, ns *lab.Namespace, policy string, args ...string) *daemon {
 	t.Helper()
 	d := &daemon{t: t, ns: ns, policy: filepath.Join(t.TempDir(), "policy.rego")}
-	writeFile(t, d.policy, policy)
-	d.Process = labtest.Daemon(t, ns, append([]string{"run", "--policy", d.policy}, args...)...)
+	if policy != "" {
+		writeFile(t, d.policy, policy)
+		args = append([]string{"--policy", d.policy}, args...)
+	}
+	d.Process = labtest.Daemon(t, ns, append([]string{"run"}, args...)...)
 	return d
 }
 
@@ -148,18 +153,25 @@ func (r *record) decided() bool {
 // records returns the audit log so far that keep accepts; nil keeps all.
 func (d *daemon) records(keep func(*record) bool) []record {
 	d.t.Helper()
-	var all []record
-	for line := range strings.Lines(d.Stdout()) {
+	all := parse(d.t, d.Stdout())
+	if keep == nil {
+		return all
+	}
+	return slices.DeleteFunc(all, func(r record) bool { return !keep(&r) })
+}
+
+// parse reads an audit log as far as it is written.
+func parse(t *testing.T, text string) (all []record) {
+	t.Helper()
+	for line := range strings.Lines(text) {
 		if !strings.HasSuffix(line, "\n") {
 			break // still being written
 		}
 		var r record
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			d.t.Fatalf("audit log: %v in %s", err, line)
+			t.Fatalf("audit log: %v in %s", err, line)
 		}
-		if keep == nil || keep(&r) {
-			all = append(all, r)
-		}
+		all = append(all, r)
 	}
 	return all
 }
