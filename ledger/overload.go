@@ -5,12 +5,15 @@ import "time"
 // Warning says that something goes wrong, and what to do.
 type Warning struct {
 	Queue  int    // number of the queue; -1 if all are meant
-	What   string // "lost", "unjudged", "refused" or "nearly_full"
-	Cause  string // "queue_full"; empty for "nearly_full"
-	Count  uint64 // packets since the last such warning; for "nearly_full" those that wait now
-	Total  uint64 // packets since the start; for "nearly_full" how many may wait
+	What   string // "lost", "unjudged", "refused" or NearlyFull
+	Cause  string // "queue_full"; empty for NearlyFull
+	Count  uint64 // packets since the last such warning; for NearlyFull those that wait now
+	Total  uint64 // packets since the start; for NearlyFull how many may wait
 	Remedy string
 }
+
+// NearlyFull is the Warning.What of a queue that is 90 % full.
+const NearlyFull = "nearly_full"
 
 // Overload finds what is worth a warning in one Ledger after the other. The
 // zero value is ready. It is for one goroutine.
@@ -49,9 +52,9 @@ func (o *Overload) Check(now time.Time, l *Ledger, last bool) []Warning {
 	for i := range l.Queues {
 		q := &l.Queues[i]
 		note(int(q.Queue), &q.Account, queueCauses())
-		if !last && q.Waiting*10 >= uint64(q.Length)*9 && o.due(now, alarm{int(q.Queue), "nearly_full", ""}) {
+		if !last && q.Waiting*10 >= uint64(q.Length)*9 && o.due(now, alarm{int(q.Queue), NearlyFull, ""}) {
 			due = append(due, Warning{
-				Queue: int(q.Queue), What: "nearly_full", Count: q.Waiting, Total: uint64(q.Length), Remedy: moreRoom,
+				Queue: int(q.Queue), What: NearlyFull, Count: q.Waiting, Total: uint64(q.Length), Remedy: moreRoom,
 			})
 		}
 	}

@@ -39,6 +39,7 @@ type daemon struct {
 	workers    []*engine.Worker
 	nflog      *logsink.NFLogReader
 	ruleset    *hook.Ruleset
+	observer   observer
 
 	outputs []logsink.Output // in place of those that the settings name
 	ready   func()           // called once packets are judged
@@ -63,6 +64,7 @@ func (d *daemon) run(ctx context.Context) error {
 	var auditErr error
 	audit.Go(func() { auditErr = d.audit.Run(auditCtx) })
 	err = d.judge(ctx)
+	d.recordStats()
 	d.audit.Admin("stop", "verdictd stopped")
 	endAudit()
 	audit.Wait()
@@ -95,7 +97,10 @@ func (d *daemon) open() error {
 		}
 		d.queues = append(d.queues, q)
 	}
-	if err := d.openAudit(); err != nil || len(d.NFLogGroups) == 0 {
+	if err := d.openAudit(); err != nil {
+		return err
+	}
+	if err := d.openObserver(); err != nil || len(d.NFLogGroups) == 0 {
 		return err
 	}
 	d.nflog, err = logsink.OpenNFLog(logsink.NFLogConfig{
@@ -125,6 +130,7 @@ func (d *daemon) openAudit() error {
 
 // close frees what open opened and puts the rules out if they are still in.
 func (d *daemon) close() {
+	d.closeObserver()
 	if d.ruleset != nil {
 		if err := d.ruleset.Close(); err != nil {
 			d.log.Error("rules not removed", "error", err)
@@ -160,13 +166,13 @@ func (d *daemon) judge(ctx context.Context) error {
 		tasks.Go(func() error { return d.nflog.Run(serve) })
 	}
 	tasks.Go(func() error { return d.links.Run(serve, d.netns, d.engine.Refresh) })
-	reload := make(chan struct{}, 1)
 	tasks.Go(func() error {
 		return policy.Watch(serve, policy.WatchConfig{
-			Source: d.source(), Hash: d.policy.Hash(), Reload: reload, OnChange: d.changePolicy,
+			Source: d.source(), Hash: d.policy.Hash(), Reload: d.observer.reload.ask, OnChange: d.changePolicy,
 		})
 	})
-	tasks.Go(func() error { return d.followHangups(serve, reload) })
+	tasks.Go(func() error { return d.followHangups(serve) })
+	tasks.Go(func() error { return d.observe(serve) })
 	tasks.Go(func() error {
 		defer endServe()
 		if err := d.announce(); err != nil {
@@ -201,7 +207,9 @@ func (d *daemon) keepRules(ctx context.Context) error {
 		d.audit.Admin("rules_changed", err.Error())
 		if _, err := hook.Install(*d.settings.ruleset); err != nil {
 			d.log.Error("rules not put in", "error", err) // and tried again
+			continue
 		}
+		d.observer.book.SetRules(d.queued) // their counters begin again
 	}
 }
 
@@ -216,6 +224,7 @@ func (d *daemon) announce() error {
 			return err
 		}
 		d.ruleset = r
+		d.observer.book.SetRules(d.queued)
 	}
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
@@ -235,7 +244,7 @@ func (d *daemon) hookText() string {
 }
 
 // followHangups reloads the policy and reopens the log files at each SIGHUP.
-func (d *daemon) followHangups(ctx context.Context, reload chan<- struct{}) error {
+func (d *daemon) followHangups(ctx context.Context) error {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
 	defer signal.Stop(hangups)
@@ -245,10 +254,7 @@ func (d *daemon) followHangups(ctx context.Context, reload chan<- struct{}) erro
 			return nil
 		case <-hangups:
 			d.audit.Reopen()
-			select {
-			case reload <- struct{}{}:
-			default: // one is under way and will read the same files
-			}
+			d.observer.reload.request(ctx, nil)
 		}
 	}
 }
@@ -258,15 +264,18 @@ func (d *daemon) changePolicy(p *policy.Policy, err error) {
 	if err != nil {
 		d.log.Error("policy refused, the old one stays", "error", err, "generation", d.generation)
 		d.audit.Admin("policy_refused", err.Error())
+		d.reloaded(policyErrors(err))
 		return
 	}
 	d.publish(p)
 	d.log.Info("policy loaded", "generation", d.generation, "sha256", p.Hash()[:12])
 	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, sha256 %s", d.generation, p.Hash()))
+	d.reloaded(nil)
 }
 
 func (d *daemon) publish(p *policy.Policy) {
 	d.generation++
+	d.observer.inUse(p)
 	d.engine.Publish(engine.Snapshot{
 		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen,
 	})
@@ -276,31 +285,23 @@ func (d *daemon) publish(p *policy.Policy) {
 // they had no room for only the kernel knows.
 func (d *daemon) report() {
 	s := d.engine.Stats()
-	kernel, err := queue.ReadKernel(d.netns, d.Queues...)
+	l, err := d.observer.book.Read()
 	if err != nil {
-		d.log.Error("packets that a full queue dropped are not known", "error", err)
+		d.log.Error("losses are not known", "error", err)
 	}
-	var full, buffer, flushed, unsent, unjudged uint64
-	for _, k := range kernel {
-		full += uint64(k.QueueDropped)
-	}
-	for _, q := range d.queues {
-		st := q.Stats()
-		buffer, flushed, unsent = buffer+st.Gaps, flushed+st.HookFlush, unsent+st.Unsent
-	}
-	if d.failOpen {
-		buffer, unjudged = 0, buffer // the kernel accepted them
-	}
+	lost, unjudged := &l.Total.Lost, &l.Total.Unjudged
 	line := d.log.With("packets", s.Packets, "accepted", s.Accepted, "dropped", s.Dropped+s.Rejected,
 		"would_drop", s.WouldDrop, "malformed", s.Malformed, "policy_errors", s.PolicyErrors)
-	if unjudged > 0 {
-		line = line.With("unjudged", unjudged)
+	if unjudged.Sum() > 0 {
+		line = line.With("unjudged", unjudged.Sum())
 	}
-	lost := full + buffer + flushed + unsent
-	if lost > 0 {
-		line = line.With("queue_full", full, "buffer_full", buffer, "hook_flush", flushed, "unsent", unsent)
+	if lost.Sum() > 0 {
+		line = line.With("queue_full", lost.QueueFull, "receive_buffer", lost.ReceiveBuffer, "hook_flush", lost.HookFlush, "unsent", lost.Unsent)
 	}
-	line.Info("stopped", "lost", lost)
+	if l.Settled && l.Total.Unexplained != 0 {
+		line = line.With("unexplained", l.Total.Unexplained)
+	}
+	line.Info("stopped", "lost", lost.Sum())
 }
 
 // notifySystemd tells the service manager about the daemon's state if it was
