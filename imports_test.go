@@ -34,6 +34,7 @@ func mayImport() map[string][]string {
 		"ledger":               {"queue"},
 		"internal/control":     {},
 		"replay":               {"packet"},
+		"bench/queue":          {"packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
 		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config", "ledger",
 			"internal/control", "internal/links", "internal/lab"},
 	}
@@ -44,7 +45,7 @@ func onlyIn() map[string][]string {
 	return map[string][]string{
 		"github.com/google/gopacket":       {"packet", "replay"},
 		"github.com/open-policy-agent/opa": {"policy"},
-		"github.com/florianl/go-nfqueue":   {"queue"},
+		"github.com/florianl/go-nfqueue":   {"queue", "bench/queue"},
 		"github.com/florianl/go-nflog":     {"logsink"},
 		"github.com/google/nftables":       {"hook"},
 		"github.com/mdlayher/netlink":      {"internal/nfnl", "internal/links", "internal/lab", "internal/lab/labtest", "hook", "queue", "logsink"},

@@ -328,3 +328,24 @@ func TestSystemdUnit(t *testing.T) {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
 }
+
+// TestRunOutlivesItsReader gives run a standard output that nobody reads any
+// more. It must not die of that with its rules in: packets would wait for an
+// answer from nobody.
+func TestRunOutlivesItsReader(t *testing.T) {
+	labtest.Require(t, labtest.Root, labtest.NFQueue, labtest.NFTables)
+	const script = `mkfifo "$1"; (: <"$1") & exec "$0" run --hook output >"$1"`
+	ns := labtest.Pair(t).Client
+	p := labtest.StartDaemon(t, labtest.DaemonConfig{
+		NS: ns, Path: "/bin/sh", Args: []string{"-c", script, labtest.Binary(t), filepath.Join(t.TempDir(), "fifo")},
+	})
+	if code := p.Stop(); code != exitError {
+		t.Errorf("got exit code %d, want %d", code, exitError)
+	}
+	if want := "audit log -: "; !strings.Contains(p.Stderr(), want) {
+		t.Errorf("got %q, want %q in it", p.Stderr(), want)
+	}
+	if show := labtest.Run(t, ns, "hook", "show"); !strings.HasPrefix(show.Stdout, "# not installed") {
+		t.Errorf("rules are left: %s", show.Stdout)
+	}
+}

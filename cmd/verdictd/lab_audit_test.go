@@ -32,9 +32,9 @@ func TestLabNFLog(t *testing.T) {
 	rule("5", sinkPort)
 	rule("6", deniedSinkPort)
 	ports := map[uint16]uint16{5: sinkPort, 6: deniedSinkPort} // by group
-	for i, addr := range []string{"10.99.0.2", "fd99::2"} {
+	for _, addr := range []string{"10.99.0.2", "fd99::2"} {
 		for _, port := range ports {
-			flood(t, network.Client, lab.Flood{To: to(addr, port), Count: count, First: uint32(i * count)})
+			flood(t, network.Client, lab.Flood{To: to(addr, port), Count: count})
 		}
 	}
 	var reported uint64
@@ -149,11 +149,7 @@ func TestLabMonitor(t *testing.T) {
 			good, bad := sink(t, network.Server, sinkPort), sink(t, network.Server, deniedSinkPort)
 			d := startDaemon(t, network.Client, tt.policy, tt.args...)
 			d.rule("OUTPUT", "-p", "udp", "-j", "NFQUEUE", "--queue-num", "0")
-			for i, addr := range []string{"10.99.0.2", "fd99::2"} {
-				for _, s := range []*lab.Sink{good, bad} {
-					flood(t, network.Client, lab.Flood{To: to(addr, s.Addr().Port()), Count: count, First: uint32(i * count)})
-				}
-			}
+			floodAll(t, network.Client, lab.Flood{Count: count}, addrs("10.99.0.2", "fd99::2"), good, bad)
 			want(t, good, 2*count)
 			want(t, bad, 2*count)
 			if s := d.finish(); s.accepted != 4*count || s.dropped != 0 || s.wouldDrop != tt.wouldN {

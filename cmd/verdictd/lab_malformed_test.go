@@ -15,11 +15,6 @@ import (
 	"github.com/verdictd/verdictd/internal/lab/labtest"
 )
 
-var (
-	client4, client6 = netip.MustParseAddr("10.99.1.2"), netip.MustParseAddr("fd99:1::2")
-	server4, server6 = netip.MustParseAddr("10.99.2.2"), netip.MustParseAddr("fd99:2::2")
-)
-
 // malformed is a packet that the kernel forwards and no transport would take,
 // or that hides what it would deliver.
 type malformed struct {
@@ -65,9 +60,9 @@ func tcpHeader() []byte {
 	return h
 }
 
-func ipPacket(t *testing.T, from, to netip.Addr, proto uint8, payload []byte) []byte {
+func ipPacket(t *testing.T, from, to string, proto uint8, payload []byte) []byte {
 	t.Helper()
-	p, err := lab.IPPacket(from, to, proto, payload)
+	p, err := lab.IPPacket(netip.MustParseAddr(from), netip.MustParseAddr(to), proto, payload)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,14 +79,6 @@ func fragment(t *testing.T, p []byte) []byte {
 	return all[0]
 }
 
-// toServer matches IP packets to the server of a Router network.
-func toServer(p []byte) bool {
-	if p[0]>>4 == 4 {
-		return bytes.Equal(p[16:20], server4.AsSlice())
-	}
-	return bytes.Equal(p[24:40], server6.AsSlice())
-}
-
 // TestLabMalformed sends packets that cannot be judged past a policy that
 // accepts all. By default they are dropped, with --fail open they pass.
 func TestLabMalformed(t *testing.T) {
@@ -101,15 +88,13 @@ func TestLabMalformed(t *testing.T) {
 			net := labtest.Router(t)
 			d := startDaemon(t, net.Router, acceptAll, "--fail", fail, "--copy-range", "1024")
 			d.rule("FORWARD", "-i", "eth0", "-j", "NFQUEUE", "--queue-num", "0")
-			arrived := capture(t, net.Server, toServer)
+			arrived := capture(t, net.Server, func(p []byte) bool { return isTo(p, server4) || isTo(p, server6) })
 			const each = 5
 			packets := malformedPackets(t)
 			wanted := make(map[string]int)
 			for _, p := range packets {
-				for range each {
-					if err := net.Client.Inject("eth0", p.bytes); err != nil {
-						t.Fatal(err)
-					}
+				if err := net.Client.Inject("eth0", slices.Repeat([][]byte{p.bytes}, each)...); err != nil {
+					t.Fatal(err)
 				}
 				wanted[p.detail] += each
 			}
@@ -131,17 +116,24 @@ func TestLabMalformed(t *testing.T) {
 			if got, _ := arrived.Packets(); s.malformed != uint64(bad) || s.accepted != uint64(pass) || got != pass {
 				t.Errorf("got %+v and %d packets at the server, want %d malformed and %d accepted", s, got, bad, pass)
 			}
-			got := make(map[string]int)
-			for _, r := range d.records(func(r *record) bool { return r.decided() && r.Own.Status == "malformed" }) {
-				got[r.Own.Detail]++
-				if r.Verdict.Action != action || r.Own.Reason != "malformed" || action == "drop" && r.Drop.Reason != "decode error" {
-					t.Errorf("got %+v, want %s for being malformed", r, action)
-				}
-			}
-			if diff := cmp.Diff(wanted, got); diff != "" {
-				t.Errorf("malformed packets in the audit log (-want +got):\n%s", diff)
-			}
+			checkMalformed(t, d, action, wanted)
 		})
+	}
+}
+
+// checkMalformed checks what the audit log says about malformed packets: how
+// many by detail, and what became of them.
+func checkMalformed(t *testing.T, d *daemon, action string, wanted map[string]int) {
+	t.Helper()
+	got := make(map[string]int)
+	for _, r := range d.records(func(r *record) bool { return r.decided() && r.Own.Status == "malformed" }) {
+		got[r.Own.Detail]++
+		if r.Verdict.Action != action || r.Own.Reason != "malformed" || action == "drop" && r.Drop.Reason != "decode error" {
+			t.Errorf("got %+v, want %s for being malformed", r, action)
+		}
+	}
+	if diff := cmp.Diff(wanted, got); diff != "" {
+		t.Errorf("malformed packets in the audit log (-want +got):\n%s", diff)
 	}
 }
 

@@ -87,6 +87,7 @@ func (f *replayFlags) run(cmd *cobra.Command, e env, captures []string) error {
 
 	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a capture that waits for its writer ends at the second signal
 	report := &reportWriter{to: e.stdout}
 	if f.quiet {
 		report.to = io.Discard
