@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -170,7 +169,7 @@ func TestLabLedger(t *testing.T) {
 			ledger.Account{Accepted: 2 * count, Dropped: 2 * count, LateDrops: 2 * count, Lost: ledger.Losses{HookFlush: 2 * count}},
 		},
 		{
-			"receive buffer", []string{"--queue-length", fmt.Sprint(2 * count), "--copy-range", "65531"}, stalled(lab.Flood{Size: 60_000}),
+			"receive buffer", []string{"--queue-length", fmt.Sprint(2 * count), "--copy-range", "65531"}, stalled(lab.Flood{Size: 60_000, From: make([]netip.AddrPort, count)}),
 			ledger.Account{Accepted: 2 * count, Lost: ledger.Losses{ReceiveBuffer: some}},
 			ledger.Account{Accepted: 2 * count, Unjudged: ledger.Passes{ReceiveBuffer: some}},
 		},
@@ -189,7 +188,7 @@ func TestLabLedger(t *testing.T) {
 					}
 					d := observe(t, net.Client, portsPolicy, args...)
 					if rules == "user" {
-						d.rule("OUTPUT", "-p", "udp", "-j", "NFQUEUE", "--queue-balance", "0:"+lastQueue(tt.args))
+						d.rule(append([]string{"OUTPUT", "-p", "udp", "-j", "NFQUEUE"}, target(tt.args)...)...)
 					}
 					sent, want, uncounted := tt.play(t, net, d), tt.closed, uint64(0)
 					if fail == "open" {
@@ -237,12 +236,12 @@ func expectSome(t *testing.T, want, got *ledger.Account) {
 	}
 }
 
-// lastQueue returns the last of the queues that args name.
-func lastQueue(args []string) string {
-	if i := slices.Index(args, "--queue"); i >= 0 {
-		return args[i+1][strings.LastIndex(args[i+1], "-")+1:]
+// target returns what a rule says to reach the queues that args name.
+func target(args []string) []string {
+	if slices.Contains(args, "--queue") {
+		return []string{"--queue-balance", "0:3"}
 	}
-	return "0"
+	return []string{"--queue-num", "0"}
 }
 
 // rebuildOther makes and deletes a table that has nothing to do with us: with
