@@ -66,7 +66,8 @@ func (b *Book) SetRules(sent func() (uint64, error)) {
 	b.before = int64(b.total(&r).Queued+b.unjudged) - int64(r.rules)
 }
 
-// Read reads the counters and returns the accounts. Errors are those of
+// Read reads the counters and returns the accounts. It tries for some
+// milliseconds to find a moment at which no packet moves. Errors are those of
 // queue.ReadKernel.
 func (b *Book) Read() (Ledger, error) {
 	b.mu.Lock()
@@ -76,6 +77,17 @@ func (b *Book) Read() (Ledger, error) {
 		return Ledger{}, err
 	}
 	return b.balance(&r, settled), nil
+}
+
+// Glance is Read, but does not try to find a moment at which no packet moves.
+func (b *Book) Glance() (Ledger, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r, err := b.read()
+	if err != nil {
+		return Ledger{}, err
+	}
+	return b.balance(&r, r.settled()), nil
 }
 
 // settle reads until no packet moved meanwhile, for at most some milliseconds.

@@ -38,7 +38,7 @@ decision := {"verdict": "accept", "rule": "other"} if input.dst_port == 1
 		detail          string
 		errors, overrun bool // are counted
 	}{
-		{"policy error", conflict, false, true, "policy_error", "", "must not", true, false},
+		{"policy error", conflict, false, true, "policy_error", "", "conflicting values", true, false},
 		{"policy too slow", endless, false, true, "policy_error", "", "took longer than 5ms", true, true},
 		{"policy says nothing", silent, false, false, "policy", "default", "", false, false},
 	}

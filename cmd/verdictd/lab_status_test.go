@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/verdictd/verdictd/internal/control"
 	"github.com/verdictd/verdictd/internal/lab"
 	"github.com/verdictd/verdictd/internal/lab/labtest"
@@ -235,6 +237,54 @@ func TestLabControlSocket(t *testing.T) {
 	}
 }
 
+// TestLabSeveralDaemons finds the only daemon of a host without being told
+// where, and lists them if there are several. The host's own /run is not
+// touched: the test has one of its own.
+func TestLabSeveralDaemons(t *testing.T) {
+	setup(t)
+	const script = `
+set -e
+mount -t tmpfs none /run
+start() { unshare --net "$V" run >/dev/null 2>"$DIR/$1" & while ! grep -q ready "$DIR/$1"; do kill -0 $!; sleep 0.01; done; }
+show() { code=0; "$V" status --json >"$DIR/out" 2>&1 || code=$?; echo "$code $(sed 's/.*"pid":\([0-9]*\).*/\1/' "$DIR/out")"; }
+start a; a=$!; echo "first $a"; show
+start b; b=$!; echo "second $b"; show
+kill $a; wait $a; show
+kill -9 $b; wait $b || true; show
+start c; c=$!; echo "third $c"; show
+ls /run/verdictd
+kill $c; wait $c
+ls /run/verdictd
+`
+	p := labtest.Start(t, labtest.DaemonConfig{
+		Path: "unshare", Args: []string{"--mount", "sh", "-c", script}, Env: []string{"V=" + labtest.Binary(t), "DIR=" + t.TempDir()},
+	})
+	if code := p.Wait(); code != 0 {
+		t.Fatalf("got exit code %d: %s %s", code, p.Stdout(), p.Stderr())
+	}
+	var a, b, c int
+	lines := strings.Split(p.Stdout(), "\n")
+	for i, n := range map[int]*int{0: &a, 2: &b, 6: &c} {
+		if _, err := fmt.Sscanf(lines[i][strings.Index(lines[i], " "):], "%d", n); err != nil {
+			t.Fatalf("%v in %s", err, p.Stdout())
+		}
+	}
+	const first = "/run/verdictd/verdictd.sock"
+	want := fmt.Sprintf(`first %d
+0 %[1]d
+second %d
+2 verdictd: several verdictd run: give --control with one of /run/verdictd/verdictd-%[2]d.sock, %[4]s
+0 %[2]d
+1 verdictd: no verdictd answers at %[4]s (start one with verdictd run, or give --control)
+third %[3]d
+0 %[3]d
+verdictd.sock
+`, a, b, c, first)
+	if diff := cmp.Diff(want, p.Stdout()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // TestLabReloadCommand is told what came of each reload, by the exit code too.
 func TestLabReloadCommand(t *testing.T) {
 	setup(t)
@@ -292,11 +342,11 @@ func TestLabOverload(t *testing.T) {
 	const slow = `package verdictd
 
 decision := {"verdict": "accept", "rule": "slow"} if {
-	count([n | some n in numbers.range(1, 20000); n % 7 == 0]) > 0
+	count([n | some n in numbers.range(1, 8000); n % 7 == 0]) > 0
 	input.dst_port > 0
 }
 `
-	const room, sources = 32, 200
+	const room, sources = 32, 800
 	net := labtest.Pair(t)
 	quiet(t, net.Client)
 	d := observe(t, net.Client, slow, "--hook", "output", "--queue-length", fmt.Sprint(room), "--policy-budget", "1m")

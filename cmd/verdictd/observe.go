@@ -250,7 +250,11 @@ func (d *daemon) record(ctx context.Context) {
 
 // warn tells of losses that have not been told yet.
 func (d *daemon) warn(o *ledger.Overload, last bool) {
-	l, err := d.observer.book.Read()
+	read := d.observer.book.Glance // each second
+	if last {
+		read = d.observer.book.Read
+	}
+	l, err := read()
 	if err != nil {
 		d.log.Error("losses are not known", "error", err)
 		return

@@ -33,8 +33,11 @@ func Call(ctx context.Context, path, command string, result any) error {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(0, 0)) })
 	defer stop()
 	line, err := exchange(conn, command)
-	if err != nil {
-		return errors.Join(fmt.Errorf("ask verdictd at %s: no answer: %w", path, err), ctx.Err())
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("ask verdictd at %s: no answer: %w (is it stopped or overloaded?)", path, ctx.Err())
+	case err != nil:
+		return fmt.Errorf("ask verdictd at %s: no answer: %w", path, err)
 	}
 	var a answer
 	if err := json.Unmarshal(line, &a); err != nil {
