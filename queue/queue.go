@@ -163,26 +163,31 @@ func (q *Queue) drain(h packet.Handler) error {
 			return err
 		}
 		err := q.conn.Recv()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		if late { // or we were not running when a packet came
+			err = q.conn.TryRecv()
 		}
 		if err != nil {
 			return err
 		}
-		q.answer(h, time.Now().UnixNano())
+		if q.answer(h, time.Now().UnixNano()) == 0 && late {
+			return nil
+		}
 	}
 	return nil
 }
 
-// answer judges the packets of a batch and sends the verdicts.
-func (q *Queue) answer(h packet.Handler, now int64) {
-	for q.conn.Next(&q.msg) {
+// answer judges the packets of a batch, sends the verdicts and returns how many
+// messages there were.
+func (q *Queue) answer(h packet.Handler, now int64) (messages int) {
+	for ; q.conn.Next(&q.msg); messages++ {
 		q.message(h, now)
 		if q.out.Len() == batch {
 			q.flush()
 		}
 	}
 	q.flush()
+	return messages
 }
 
 // message handles one message: a packet, or the refusal of a verdict.

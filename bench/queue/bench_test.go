@@ -163,7 +163,8 @@ func TestWriteTables(t *testing.T) {
 	}
 	const want = `Linux 6.18, 2 CPUs X, go1.26, load 0.1 0.1 0.1
 3 rounds; 2 × 20000 packets drained, 300000 flooded, 5000 round trips; peers on CPU 1, sender on CPU 0; 256 bytes copied of each packet
-median (least–most) of the rounds; ×C: median of the ratios to C batched in the same round
+median (least–most) of the rounds; ×C: median of the ratios to C batched in the same round;
+waited: how long its threads waited for a CPU; much of it means a disturbed figure
 left out: C batched, C simple: no gcc
 
 drain: title

@@ -55,6 +55,7 @@ const (
 	colRate      = "kpps"
 	colSent      = "sent kpps"
 	colLost      = "lost"
+	colWaited    = "waited %" // of the time: threads that waited for a CPU
 	colAnswered  = "answered" // not shown
 	colAllocs    = "allocs"
 	colAllocated = "bytes"
@@ -127,16 +128,17 @@ func (b *bench) drain(ctx context.Context, s settings, cpu, sources int) (values
 			if err != nil {
 				return err
 			}
-			sum.cpu, sum.wall, sum.lost = sum.cpu+c.cpu, sum.wall+c.wall, sum.lost+c.lost
+			sum.add(c)
 		}
 		after, err := p.report()
 		if err != nil {
 			return err
 		}
 		n := float64(b.Cycles * b.Packets)
-		v[colCPU] = float64(sum.cpu) / n
+		v[colCPU] = float64(sum.ran) / n
 		v[colWall] = float64(sum.wall) / n
 		v[colRate] = n / 1e3 / sum.wall.Seconds()
+		v[colWaited] = 100 * sum.waited.Seconds() / sum.wall.Seconds()
 		v[colLost] = float64(sum.lost)
 		v[colAnswered] = float64(after.Packets - before.Packets)
 		if isGo(s.Peer) {
@@ -155,8 +157,14 @@ func isGo(peer string) bool {
 
 // cycle is what one filling cost.
 type cycle struct {
-	cpu, wall time.Duration
-	lost      int
+	schedule
+	wall time.Duration
+	lost int
+}
+
+func (c *cycle) add(d cycle) {
+	c.ran, c.waited = c.ran+d.ran, c.waited+d.waited
+	c.wall, c.lost = c.wall+d.wall, c.lost+d.lost
 }
 
 func (b *bench) cycle(ctx context.Context, p *process, sources int) (c cycle, err error) {
@@ -170,7 +178,7 @@ func (b *bench) cycle(ctx context.Context, p *process, sources int) (c cycle, er
 	if err := b.bed.flood(ctx, b.Packets, sources); err != nil {
 		return c, err
 	}
-	busy, err := p.cpuTime()
+	before, err := p.schedule()
 	if err != nil {
 		return c, err
 	}
@@ -182,9 +190,9 @@ func (b *bench) cycle(ctx context.Context, p *process, sources int) (c cycle, er
 	if err != nil {
 		return c, err
 	}
-	time.Sleep(2 * time.Millisecond) // it goes to sleep, which books its time
-	done, err := p.cpuTime()
-	return cycle{cpu: done - busy, wall: end.Sub(begin), lost: b.Packets - got}, err
+	p.rest()
+	after, err := p.schedule()
+	return cycle{after.since(before), end.Sub(begin), b.Packets - got}, err
 }
 
 // await waits until want packets have been delivered since the count was
@@ -229,7 +237,7 @@ func (b *bench) flood(ctx context.Context, s settings, cpu int) (values, error) 
 		if err != nil {
 			return err
 		}
-		busy, err := cpuTime(p)
+		before, err := p.schedule()
 		if err != nil {
 			return err
 		}
@@ -242,13 +250,15 @@ func (b *bench) flood(ctx context.Context, s settings, cpu int) (values, error) 
 		if err != nil {
 			return err
 		}
-		time.Sleep(2 * time.Millisecond)
-		done, err := cpuTime(p)
+		p.rest()
+		after, err := p.schedule()
 		v[colRate] = float64(got) / 1e3 / end.Sub(begin).Seconds()
 		v[colSent] = float64(b.Flood) / 1e3 / sent.Seconds()
 		v[colLost] = float64(b.Flood - got)
 		if p != nil {
-			v[colCPU] = float64(done-busy) / float64(max(got, 1))
+			s := after.since(before)
+			v[colCPU] = float64(s.ran) / float64(max(got, 1))
+			v[colWaited] = 100 * s.waited.Seconds() / end.Sub(begin).Seconds()
 		}
 		return err
 	})
@@ -270,13 +280,6 @@ func (b *bench) warm(ctx context.Context) error {
 		err = fmt.Errorf("%d of the first %d packets were lost (does the policy accept UDP port %d?)", packets-got, packets, sinkPort)
 	}
 	return err
-}
-
-func cpuTime(p *process) (time.Duration, error) {
-	if p == nil {
-		return 0, nil
-	}
-	return p.cpuTime()
 }
 
 // latency times round trips through the queue.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -141,25 +140,54 @@ func (p *process) stop() error {
 	}
 }
 
-// cpuTime returns how long the peer's threads have run, in user and kernel
-// mode: the first number of each schedstat, in nanoseconds.
-func (p *process) cpuTime() (time.Duration, error) {
+// schedule is what the scheduler says of a peer: how long its threads ran,
+// in user and kernel mode, and how long they waited for a CPU, also for one another.
+type schedule struct {
+	ran, waited time.Duration
+}
+
+func (s schedule) since(t schedule) schedule { return schedule{s.ran - t.ran, s.waited - t.waited} }
+
+// schedule sums up the first two numbers of each thread's schedstat, which are
+// nanoseconds. Of no peer at all it is zero.
+func (p *process) schedule() (sum schedule, err error) {
+	if p == nil {
+		return sum, nil
+	}
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
 	if err != nil || len(tasks) == 0 {
-		return 0, fmt.Errorf("read CPU time of peer: no /proc/%d/task/*/schedstat (needs CONFIG_SCHED_INFO)", p.cmd.Process.Pid)
+		return sum, fmt.Errorf("read CPU time of peer: no /proc/%d/task/*/schedstat (needs CONFIG_SCHED_INFO)", p.cmd.Process.Pid)
 	}
-	var sum time.Duration
 	for _, task := range tasks {
 		text, err := os.ReadFile(task)
 		if err != nil {
-			return 0, fmt.Errorf("read CPU time of peer: %w", err)
+			return sum, fmt.Errorf("read CPU time of peer: %w", err)
 		}
-		first, _, _ := strings.Cut(string(text), " ")
-		ns, err := strconv.ParseInt(first, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("read CPU time of peer: %s: %w", task, err)
+		var s schedule
+		if _, err := fmt.Sscan(string(text), &s.ran, &s.waited); err != nil {
+			return sum, fmt.Errorf("read CPU time of peer: %s: %q: %w", task, text, err)
 		}
-		sum += time.Duration(ns)
+		sum = schedule{sum.ran + s.ran, sum.waited + s.waited}
 	}
 	return sum, nil
+}
+
+// rest waits until all threads of the peer sleep: then all that it did is
+// counted. A peer that never rests is taken as it is after a while.
+func (p *process) rest() {
+	if p == nil {
+		return
+	}
+	lab.Poll(patience, func() bool {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		for _, task := range tasks {
+			text, readErr := os.ReadFile(task)
+			// The state follows the name, which is in brackets.
+			at := strings.LastIndex(string(text), ") ")
+			if readErr != nil || at < 0 || text[at+2] != 'S' {
+				return false
+			}
+		}
+		return err == nil
+	})
 }

@@ -30,14 +30,14 @@ func measurements() []measurement {
 	return []measurement{{
 		name: "drain", title: "drain: what a packet costs when there are always more",
 		rows:    plainRows(allPeers()[1:]),
-		columns: []string{colCPU, colRate, colAllocs, colAllocated, colLost}, key: colCPU,
+		columns: []string{colCPU, colRate, colAllocs, colAllocated, colLost, colWaited}, key: colCPU,
 		run: func(b *bench, ctx context.Context, r row) (values, error) {
 			return b.drain(ctx, r.settings(), b.PeerCPU, 1)
 		},
 	}, {
 		name: "flood", title: "flood: packets as fast as one CPU sends them",
 		rows:    plainRows(allPeers()),
-		columns: []string{colRate, colCPU, colLost, colSent}, key: colRate,
+		columns: []string{colRate, colCPU, colLost, colSent, colWaited}, key: colRate,
 		run: func(b *bench, ctx context.Context, r row) (values, error) {
 			return b.flood(ctx, r.settings(), b.PeerCPU)
 		},

@@ -104,7 +104,7 @@ func writeTables(w io.Writer, mach *machine, o *options, ms []measurement, sampl
 	fmt.Fprintf(&b, ", load %s\n", mach.Load)
 	fmt.Fprintf(&b, "%d rounds; %d × %d packets drained, %d flooded, %d round trips; %s; %d bytes copied of each packet\n",
 		o.Rounds, o.Cycles, o.Packets, o.Flood, o.RoundTrips, o.pinning(), o.CopyRange)
-	fmt.Fprintf(&b, "median (least–most) of the rounds; ×C: median of the ratios to C batched in the same round\n")
+	fmt.Fprintf(&b, "median (least–most) of the rounds; ×C: median of the ratios to C batched in the same round;\nwaited: how long its threads waited for a CPU; much of it means a disturbed figure\n")
 	if left != "" {
 		fmt.Fprintf(&b, "left out: %s: %s\n", strings.Join([]string{cBatched, cSimple}, ", "), left)
 	}

@@ -103,7 +103,7 @@ func TestCorpusReplay(t *testing.T) {
 func replayBatch(t *testing.T, seed maphash.Seed, files []string) (packets, problems int) {
 	t.Helper()
 	r := replayExample(t, seed, files...)
-	if r.packets == 0 && len(files) > 1 {
+	if judged := strings.Contains(r.stderr, "verdicts accept "); !judged && len(files) > 1 {
 		half := len(files) / 2
 		packets, problems = replayBatch(t, seed, files[:half])
 		p, n := replayBatch(t, seed, files[half:])

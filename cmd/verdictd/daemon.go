@@ -91,6 +91,7 @@ func (d *daemon) open() error {
 	for _, num := range d.Queues {
 		q, err := queue.Open(queue.Config{
 			Num: num, MaxLen: uint32(d.QueueLength), CopyRange: uint32(d.CopyRange), FailOpen: d.failOpen, NetNS: d.netns,
+			Drain: d.drain(),
 		})
 		if err != nil {
 			return err
@@ -107,6 +108,15 @@ func (d *daemon) open() error {
 		Groups: d.NFLogGroups, NetNS: d.netns, InterfaceName: d.links.Name,
 	}, d.audit)
 	return err
+}
+
+// drain bounds how long queues are emptied at the end. Our own rules are out
+// by then, so that the queue ends; the user's may go on filling it.
+func (d *daemon) drain() time.Duration {
+	if d.settings.ruleset != nil {
+		return 2 * time.Second
+	}
+	return 0 // the queue's default
 }
 
 func (d *daemon) openAudit() error {
@@ -281,8 +291,9 @@ func (d *daemon) publish(p *policy.Policy) {
 	})
 }
 
-// report says at the end what was done. The queues must still be bound: what
-// they had no room for only the kernel knows.
+// report says at the end what was done. The queues must still be bound: only
+// the kernel knows what they had no room for, and what is still in them. That is
+// lost when they are closed.
 func (d *daemon) report() {
 	s := d.engine.Stats()
 	l, err := d.observer.book.Read()
@@ -295,13 +306,15 @@ func (d *daemon) report() {
 	if unjudged.Sum() > 0 {
 		line = line.With("unjudged", unjudged.Sum())
 	}
-	if lost.Sum() > 0 {
-		line = line.With("queue_full", lost.QueueFull, "receive_buffer", lost.ReceiveBuffer, "hook_flush", lost.HookFlush, "unsent", lost.Unsent)
+	total := lost.Sum() + l.Total.Waiting
+	if total > 0 {
+		line = line.With("queue_full", lost.QueueFull, "unread", l.Total.Waiting, "receive_buffer", lost.ReceiveBuffer,
+			"hook_flush", lost.HookFlush, "unsent", lost.Unsent)
 	}
 	if l.Settled && l.Total.Unexplained != 0 {
 		line = line.With("unexplained", l.Total.Unexplained)
 	}
-	line.Info("stopped", "lost", lost.Sum())
+	line.Info("stopped", "lost", total)
 }
 
 // notifySystemd tells the service manager about the daemon's state if it was
