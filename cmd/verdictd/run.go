@@ -81,7 +81,7 @@ Needs CAP_NET_ADMIN.`,
 // bindFlags defines a flag for each setting; its default is what c holds.
 func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.Var(&c.Queues, "queue", "queues to bind: 0, 0-3 or 0-3,8 (default 0)")
-	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego `FILE` or directory (default: accept and record everything)")
+	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego or rules `FILE`, or directory (default: accept and record everything)")
 	flags.StringVar(&c.Mode, "mode", c.Mode, "enforce or monitor (default: enforce if there is a policy)")
 	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
