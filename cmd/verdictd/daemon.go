@@ -242,6 +242,9 @@ func (d *daemon) announce() error {
 		}
 		d.ruleset = r
 		d.observer.book.SetRules(d.queued)
+		if d.offloads {
+			d.observer.follow(r)
+		}
 	}
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
