@@ -33,12 +33,12 @@ type Report struct {
 // Check reads and checks the policy at src and runs its tests, whatever
 // src.SkipTests says.
 //
-// The error, if any, is Errors as Load returns them. Tests that fail are not
+// The error, if any, is as Load returns it; a kept bundle is not looked at. Tests that fail are not
 // an error here but in the report: see Failed.
 func Check(ctx context.Context, src Source) (*Report, error) {
-	files, errs := src.read()
-	if len(errs) > 0 {
-		return nil, errs.sorted()
+	files, err := src.files(ctx)
+	if err != nil {
+		return nil, err
 	}
 	p, errs := newProgram(ctx, src, files)
 	if len(errs) > 0 {

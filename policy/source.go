@@ -38,11 +38,17 @@ type Source struct {
 	// that begin with a dot and symbolic links to directories are passed over.
 	// Files that end in _test.rego take part in tests only. A data file is an
 	// object; its directory, not its name, says where below data it is found.
+	// A path that ends in .tar.gz or .tgz is an OPA bundle, and one that begins
+	// with http:// or https:// a bundle on a server; there, data files are
+	// those that OPA takes: data.json, data.yaml and data.yml.
 	// Empty means FS itself or, without FS, the built-in policy.
 	Path string
 
 	// FS holds Path. Nil is the operating system's file system.
 	FS fs.FS
+
+	// Bundle says how a bundle is verified, and had from a server.
+	Bundle Bundle
 
 	// Budget is the time that one decision may take. 0 is DefaultBudget.
 	Budget time.Duration
@@ -56,6 +62,9 @@ func (s Source) String() string {
 	if s.builtin() {
 		return "built-in policy"
 	}
+	if s.isRemote() {
+		return shownURL(s.Path)
+	}
 	return cmp.Or(s.Path, ".")
 }
 
@@ -68,7 +77,7 @@ type file struct {
 	content []byte
 }
 
-func (f *file) isRego() bool { return !isData(f.name) }
+func (f *file) isRego() bool { return !f.isManifest() && !isData(f.name) }
 func (f *file) isTest() bool { return strings.HasSuffix(f.name, "_test.rego") }
 
 func isData(name string) bool {
@@ -81,6 +90,12 @@ func isData(name string) bool {
 
 // read returns the policy's files, sorted by name, or what is wrong with them.
 func (s Source) read() ([]file, Errors) {
+	if isBundle(s.Path) {
+		return s.readBundle()
+	}
+	if s.Bundle.Key != (BundleKey{}) {
+		return nil, Errors{fileError(s.String(), "is not a bundle, so it has no signature to verify", "give an OPA bundle (.tar.gz, or a URL), or leave bundle-key out")}
+	}
 	if s.builtin() {
 		s.FS, s.Path = embedded, "default.rego"
 	}
