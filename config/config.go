@@ -25,6 +25,9 @@ type Config struct {
 	Hook         string `yaml:"hook"`     // such as "output,input"; default: the user keeps the rules
 	Loopback     bool   `yaml:"loopback"` // with hook: judge loopback traffic too
 	StrictND     bool   `yaml:"strict-neighbour"`
+	Offload      string `yaml:"offload"`      // on, off; default: on with hook
+	OffloadMask  string `yaml:"offload-mask"` // bits of marks that are verdictd's; default: 0xff000000
+	ResetDenied  bool   `yaml:"reset-denied"` // reset connections that a new policy denies
 	NFLogGroups  Groups `yaml:"nflog-group"`
 	Flows        int    `yaml:"flows"`         // default: 65536 per queue
 	QueueLength  int    `yaml:"queue-length"`  // packets; default: 8192
@@ -97,7 +100,7 @@ func kindName(t reflect.Type) string {
 }
 
 func knownKeys() string {
-	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, nflog-group, flows, queue-length, copy-range, " +
+	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, " +
 		"policy-budget, log; in log: file, pretty, max-size, keep"
 }
 

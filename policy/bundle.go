@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"compress/gzip"
+	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -143,20 +144,25 @@ func supported(b *bundle.Bundle) error {
 
 // policyFiles returns those files of a bundle that make the policy, sorted by
 // name: as in OPA the Rego files, the data files called data.json, data.yaml
-// or data.yml, and the manifest.
+// or data.yml, and the manifest; and as in a directory, a rules file.
 func policyFiles(shown string, all []file, b *bundle.Bundle) ([]file, Errors) {
 	manifest, err := json.Marshal(b.Manifest)
 	if err != nil {
 		return nil, Errors{fileError(shown, "manifest: "+err.Error(), "")}
 	}
-	files := []file{{name: manifestFile, shown: inBundle(shown, manifestFile), content: manifest}}
-	for _, f := range all {
-		name := path.Base(f.name)
-		if path.Ext(name) != ".rego" && name != "data.json" && !bundle.IsYAMLDataFile(name) {
-			continue
+	files := slices.DeleteFunc(all, func(f file) bool { return !isPolicyFile(f.name) })
+	if main := plainOf(files); main != nil {
+		var errs Errors
+		// What a rules file includes is in the bundle too: there is no other place.
+		if files, errs = readPlain(embed.FS{}, main.name, main.shown, files); len(errs) > 0 {
+			return nil, errs
 		}
-		files = append(files, f)
 	}
+	files = slices.DeleteFunc(files, func(f file) bool {
+		name := path.Base(f.name)
+		return isData(name) && !f.plain && name != "data.json" && !bundle.IsYAMLDataFile(name)
+	})
+	files = append(files, file{name: manifestFile, shown: inBundle(shown, manifestFile), content: manifest})
 	slices.SortFunc(files, func(a, b file) int { return cmp.Compare(a.name, b.name) })
 	return files, nil
 }
@@ -301,5 +307,12 @@ func archiveReason(err error) string {
 	return strings.TrimPrefix(strings.TrimPrefix(err.Error(), "archive/tar: "), "gzip: ")
 }
 
-// inBundle returns how messages name a file of a bundle.
-func inBundle(shown, name string) string { return shown + "/" + strings.TrimPrefix(name, "/") }
+// inBundle returns how messages name a file of a bundle. It is a path also if
+// the bundle's name is a URL.
+func inBundle(shown, name string) string {
+	_, place, isURL := strings.Cut(shown, "://")
+	if !isURL {
+		place = shown
+	}
+	return path.Join(place, name)
+}

@@ -31,7 +31,7 @@ func makeProgram(ctx context.Context, src Source, files []file, old *Policy) (*p
 
 // modulesOf returns the files that are compiled.
 func modulesOf(files []file) []file {
-	return slices.DeleteFunc(slices.Clone(files), func(f file) bool { return !f.isRego() })
+	return slices.DeleteFunc(slices.Clone(files), func(f file) bool { return !f.plain && !f.isRego() })
 }
 
 func sameFile(a, b file) bool {

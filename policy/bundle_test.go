@@ -227,6 +227,26 @@ func TestBundle(t *testing.T) {
 	}
 }
 
+// TestBundleOfRules reads a bundle of a rules file that includes another.
+func TestBundleOfRules(t *testing.T) {
+	files := contents{
+		"/rules.yaml":      "include: [sets/bad.yaml]\ndefault: accept\nrules:\n  - name: bad\n    verdict: drop\n    from: $bad\n",
+		"/sets/bad.yaml":   "sets:\n  bad: [192.0.2.1]\n",
+		"/other/unus.yaml": "neither data nor rules\n",
+		"/data.json":       "{}",
+	}
+	p := load(t, policy.Source{Path: bundleFile(t, pack(t, files))})
+	if !drops(t, p, "192.0.2.1") || drops(t, p, "192.0.2.2") {
+		t.Error("the rules do not hold")
+	}
+	_, h := serve(t, pack(t, files), "")
+	if p := load(t, remote(t, h.URL)); !drops(t, p, "192.0.2.1") {
+		t.Error("the rules do not hold when they are on a server")
+	}
+	_, err := policy.Load(context.Background(), policy.Source{Path: bundleFile(t, pack(t, files.without("/sets/bad.yaml")))})
+	wantError(t, err, "b.tar.gz/rules.yaml:1:")
+}
+
 // TestBundleOfOPA reads a bundle as OPA writes and signs it.
 func TestBundleOfOPA(t *testing.T) {
 	key := ecKey(t)

@@ -17,10 +17,11 @@ func newCheckCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check POLICY...",
 		Short: "Parse a policy, check its types and run its tests",
-		Long: `check reads a policy (a Rego file, or a directory of Rego and data files), checks
-it against the schema of the input document (see verdictd schema) and runs its
-test_ rules. Errors are printed as FILE:LINE:COLUMN: message. A policy that does
-not pass is never loaded by verdictd run.
+		Long: `check reads a policy (a Rego file, a rules file (see verdictd rules), or a
+directory of Rego, data and a rules.yaml), checks it against the schema of the
+input document (see verdictd schema) and runs its test_ rules. Errors are printed
+as FILE:LINE:COLUMN: message. A policy that does not pass is never loaded by
+verdictd run.
 
 Exit codes: 0 the policy is right; 2 it is not, or a test fails.`,
 		Args: someArgs("no policy to check: name a .rego file or a directory that holds one"),

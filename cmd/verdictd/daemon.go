@@ -39,6 +39,7 @@ type daemon struct {
 	workers    []*engine.Worker
 	nflog      *logsink.NFLogReader
 	ruleset    *hook.Ruleset
+	marks      *offload
 
 	outputs []logsink.Output // in place of those that the settings name
 	ready   func()           // called once packets are judged
@@ -53,7 +54,7 @@ func (d *daemon) run(ctx context.Context) error {
 	d.policy = loaded
 	// From here on, what was opened is closed again.
 	defer d.close()
-	if err := d.open(); err != nil {
+	if err := d.open(ctx); err != nil {
 		return err
 	}
 
@@ -76,7 +77,7 @@ func (d *daemon) source() policy.Source {
 
 // open opens everything that needs rights or can be in use by others, but for
 // the rules.
-func (d *daemon) open() error {
+func (d *daemon) open(ctx context.Context) error {
 	var err error
 	if d.links, err = links.Open(d.netns); err != nil {
 		return err
@@ -85,7 +86,6 @@ func (d *daemon) open() error {
 		Flows: d.Flows, Workers: len(d.Queues), InterfaceName: d.links.Name,
 		Now: func() int64 { return time.Now().UnixNano() },
 	})
-	d.publish(d.policy)
 	for _, num := range d.Queues {
 		q, err := queue.Open(queue.Config{
 			Num: num, MaxLen: uint32(d.QueueLength), CopyRange: uint32(d.CopyRange), FailOpen: d.failOpen, NetNS: d.netns,
@@ -95,6 +95,12 @@ func (d *daemon) open() error {
 			return err
 		}
 		d.queues = append(d.queues, q)
+	}
+	if d.marks, err = d.newOffload(); err != nil {
+		return err
+	}
+	if err := d.publish(ctx, d.policy); err != nil {
+		return err
 	}
 	if err := d.openAudit(); err != nil || len(d.NFLogGroups) == 0 {
 		return err
@@ -173,7 +179,7 @@ func (d *daemon) judge(ctx context.Context) error {
 	reload := make(chan struct{}, 1)
 	tasks.Go(func() error {
 		return policy.Watch(serve, policy.WatchConfig{
-			Source: d.source(), Hash: d.policy.Hash(), Reload: reload, OnChange: d.changePolicy,
+			Source: d.source(), Hash: d.policy.Hash(), Reload: reload, OnChange: func(p *policy.Policy, err error) { d.changePolicy(serve, p, err) },
 		})
 	})
 	tasks.Go(func() error { return d.followHangups(serve, reload) })
@@ -209,7 +215,7 @@ func (d *daemon) keepRules(ctx context.Context) error {
 		}
 		d.log.Error("rules changed, putting them in again", "reason", err)
 		d.audit.Admin("rules_changed", err.Error())
-		if _, err := hook.Install(*d.settings.ruleset); err != nil {
+		if err := d.ruleset.Restore(); err != nil {
 			d.log.Error("rules not put in", "error", err) // and tried again
 		}
 	}
@@ -221,7 +227,7 @@ const rulesEvery = 2 * time.Second
 // announce puts the rules in and says that packets are judged now.
 func (d *daemon) announce() error {
 	if d.settings.ruleset != nil {
-		r, err := hook.Install(*d.settings.ruleset)
+		r, err := d.marks.install(*d.settings.ruleset)
 		if err != nil {
 			return err
 		}
@@ -264,21 +270,26 @@ func (d *daemon) followHangups(ctx context.Context, reload chan<- struct{}) erro
 }
 
 // changePolicy takes a new policy into use, or says why it was refused.
-func (d *daemon) changePolicy(p *policy.Policy, err error) {
+func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) {
 	if err != nil {
 		d.log.Error("policy refused, the old one stays", "error", err, "generation", d.generation)
 		d.audit.Admin("policy_refused", err.Error())
 		return
 	}
-	d.publish(p)
+	if err := d.publish(ctx, p); err != nil {
+		d.log.Error("policy loaded, but flows that the former one accepted may still pass", "error", err)
+		return
+	}
 	d.log.Info("policy loaded", "generation", d.generation, "sha256", p.Hash()[:12])
 	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, sha256 %s", d.generation, p.Hash()))
 }
 
-func (d *daemon) publish(p *policy.Policy) {
+// publish makes p what packets are judged by. When it returns, no decision by an
+// earlier policy counts any more.
+func (d *daemon) publish(ctx context.Context, p *policy.Policy) error {
 	d.generation++
-	d.engine.Publish(engine.Snapshot{
-		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen,
+	return d.marks.publish(ctx, engine.Snapshot{
+		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen, ResetDenied: d.ResetDenied,
 	})
 }
 
@@ -310,6 +321,12 @@ func (d *daemon) report() {
 	lost := full + unread + buffer + flushed + unsent
 	if lost > 0 {
 		line = line.With("queue_full", full, "unread", unread, "buffer_full", buffer, "hook_flush", flushed, "unsent", unsent)
+	}
+	if s.Offloaded > 0 {
+		line = line.With("offloaded_flows", s.Offloaded)
+	}
+	if s.Returned > 0 { // no rule knew their mark
+		line = line.With("returned", s.Returned)
 	}
 	line.Info("stopped", "lost", lost)
 }

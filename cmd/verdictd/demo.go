@@ -44,7 +44,7 @@ Needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN).`,
 			return runDemo(ctx, e, policyPath)
 		},
 	}
-	cmd.Flags().Var(&policyFlag{path: &policyPath}, "policy", "Rego `FILE` or directory to judge by instead")
+	cmd.Flags().Var(&policyFlag{path: &policyPath}, "policy", "Rego or rules `FILE`, or directory to judge by instead")
 	return cmd
 }
 

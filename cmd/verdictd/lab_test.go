@@ -112,7 +112,8 @@ type record struct {
 	DstPort uint16     `json:"dest_port"`
 	Proto   string     `json:"proto"`
 	Verdict struct {
-		Action string `json:"action"`
+		Action string   `json:"action"`
+		Reject []string `json:"reject"`
 	} `json:"verdict"`
 	Drop struct {
 		Reason string `json:"reason"`

@@ -52,7 +52,7 @@ to the cut.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, e, args) },
 	}
 	flags := cmd.Flags()
-	flags.Var(&policyFlag{path: &f.policy}, "policy", "Rego `FILE` or directory; default: accept everything")
+	flags.Var(&policyFlag{path: &f.policy}, "policy", "Rego or rules `FILE`, or directory; default: accept everything")
 	flags.StringVar(&f.mode, "mode", "enforce", "enforce, or monitor: accept everything and say what would be dropped")
 	flags.StringVar(&f.fail, "fail", "", "open or closed: what happens to packets that cannot be judged (default closed; open in monitor mode)")
 	flags.StringVar(&f.hook, "hook", "", "judge every packet at this `HOOK`: prerouting, input, forward, output, postrouting")

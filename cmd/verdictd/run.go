@@ -61,6 +61,9 @@ Needs CAP_NET_ADMIN.`,
 				return badInput(inFile(err, file, cmd.Flags()))
 			}
 			if printOnly {
+				if c.Offload != "on" { // then a run with these rules does without marks
+					s.ruleset.Mask, s.ruleset.Offload = 0, false
+				}
 				return hook.PrintIptables(*s.ruleset, e.stdout)
 			}
 			// A log that nobody reads any more is counted as lost. To die of it
@@ -80,12 +83,15 @@ Needs CAP_NET_ADMIN.`,
 // bindFlags defines a flag for each setting; its default is what c holds.
 func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.Var(&c.Queues, "queue", "queues to bind: 0, 0-3 or 0-3,8 (default 0)")
-	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego `FILE` or directory (default: accept and record everything)")
+	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego or rules `FILE`, or directory (default: accept and record everything)")
 	flags.StringVar(&c.Mode, "mode", c.Mode, "enforce or monitor (default: enforce if there is a policy)")
 	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
 	flags.BoolVar(&c.Loopback, "loopback", c.Loopback, "with --hook: judge packets over the loopback interface too")
 	flags.BoolVar(&c.StrictND, "strict-neighbour", c.StrictND, "with --hook: judge IPv6 neighbour discovery too")
+	flags.StringVar(&c.Offload, "offload", c.Offload, "on or off: let flows that are decided for good pass by the queue (default: on with --hook)")
+	flags.StringVar(&c.OffloadMask, "offload-mask", c.OffloadMask, fmt.Sprintf("`BITS` of packet and connection marks that are verdictd's, 0 for none (default %#x)", uint32(hook.DefaultMask)))
+	flags.BoolVar(&c.ResetDenied, "reset-denied", c.ResetDenied, "end TCP connections that a new policy denies by resets instead of dropping their packets")
 	flags.Var(&c.NFLogGroups, "nflog-group", "NFLOG groups to read into the audit log: 5 or 1-3,5")
 	flags.IntVar(&c.Flows, "flows", c.Flows, fmt.Sprintf("flows to remember per queue, %d bytes each (default 65536)", engine.BytesPerFlow))
 	flags.IntVar(&c.QueueLength, "queue-length", c.QueueLength, "packets that the kernel queues at most (default 8192)")
@@ -135,8 +141,10 @@ type settings struct {
 	failOpen bool
 	budget   time.Duration
 	ruleset  *hook.Config // nil: the user keeps the rules
-	netns    int          // file descriptor of the network namespace, 0: our own
-	quiet    bool         // the daemon's own messages go nowhere
+	mask     uint32       // the bits of marks that are verdictd's; 0: none, no rule knows them
+	offloads bool
+	netns    int  // file descriptor of the network namespace, 0: our own
+	quiet    bool // the daemon's own messages go nowhere
 }
 
 func newSettings(c config.Config) (settings, error) {
@@ -173,11 +181,14 @@ func newSettings(c config.Config) (settings, error) {
 		if s.StrictND {
 			return s, settingErrorf("strict-neighbour", needsHook)
 		}
-		return s, nil
+		return s, s.checkOffload()
 	}
 	r, err := s.rules()
+	if err != nil {
+		return s, err
+	}
 	s.ruleset = &r
-	return s, err
+	return s, s.checkOffload()
 }
 
 // rules describes the ruleset of --hook.
