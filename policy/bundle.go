@@ -231,7 +231,7 @@ func unpack(shown string, packed []byte) ([]file, *Error) {
 	if err != nil {
 		return nil, fileError(shown, "is not a gzipped tar archive: "+archiveReason(err), "give an OPA bundle, as opa build makes it")
 	}
-	plain := &io.LimitedReader{R: zr, N: MaxUnpackedSize + 1}
+	plain := &io.LimitedReader{R: zr, N: MaxUnpackedSize + 1} // more than the files: their headers count
 	files, rerr := untar(shown, tar.NewReader(plain))
 	if rerr == nil {
 		// What follows the archive's end has no meaning but for the checksum.
@@ -240,14 +240,19 @@ func unpack(shown string, packed []byte) ([]file, *Error) {
 		}
 	}
 	if plain.N == 0 {
-		return nil, fileError(shown, fmt.Sprintf("is larger than %d MiB when unpacked", MaxUnpackedSize>>20), "is this the right file?")
+		return nil, tooLargeUnpacked(shown)
 	}
 	return files, rerr
+}
+
+func tooLargeUnpacked(shown string) *Error {
+	return fileError(shown, fmt.Sprintf("is larger than %d MiB when unpacked", MaxUnpackedSize>>20), "is this the right file?")
 }
 
 func untar(shown string, tr *tar.Reader) ([]file, *Error) {
 	var files []file
 	seen := map[string]bool{}
+	total := int64(0)
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -258,6 +263,10 @@ func untar(shown string, tr *tar.Reader) ([]file, *Error) {
 		}
 		if h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeXGlobalHeader {
 			continue
+		}
+		// A sparse file is larger than what the archive has of it.
+		if total += max(h.Size, 0); total > MaxUnpackedSize {
+			return nil, tooLargeUnpacked(shown)
 		}
 		f, rerr := untarFile(shown, h, tr)
 		switch {
@@ -284,7 +293,7 @@ func untarFile(shown string, h *tar.Header, r io.Reader) (file, *Error) {
 	case name == "" || strings.Contains(h.Name, "\\") || slices.Contains(strings.Split(h.Name, "/"), ".."):
 		return f, fileError(shown, fmt.Sprintf("holds a file with the name %q", h.Name), "names are paths below the bundle's root")
 	case h.Typeflag != tar.TypeReg:
-		return f, fileError(f.shown, "is not a regular file", "a bundle holds no links")
+		return f, fileError(f.shown, "is not a regular file", "a bundle holds plain files only")
 	case h.Size > limit:
 		return f, fileError(f.shown, fmt.Sprintf("is larger than %d MiB", limit>>20), "")
 	}

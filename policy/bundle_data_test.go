@@ -1,7 +1,11 @@
 package policy
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -199,8 +203,31 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
+// packed returns the files of src as a bundle.
+func packed(t testing.TB, src Source) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	zw := gzip.NewWriter(&b)
+	tw := tar.NewWriter(zw)
+	for name, f := range src.FS.(fstest.MapFS) {
+		if name == "list.json" {
+			name = "data.json"
+		}
+		if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(f.Data))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tw.Write(f.Data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(tw.Close(), zw.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 // BenchmarkNewList measures a change of a list of 10,000 entries: of "data"
-// alone, and with rules that are compiled again.
+// alone, in a file and in a "bundle", and with rules that are compiled again.
 func BenchmarkNewList(b *testing.B) {
 	medium := func(last string) Source {
 		src := listSource(10_000, last)
@@ -213,6 +240,20 @@ func BenchmarkNewList(b *testing.B) {
 		return src
 	}
 	sources := []Source{medium("10.9.9.9"), medium("10.8.8.8")}
+	b.Run("bundle", func(b *testing.B) {
+		packed := [][]byte{packed(b, sources[0]), packed(b, sources[1])}
+		var p *Policy
+		for i := 0; b.Loop(); i++ {
+			files, errs := Bundle{}.open("b.tar.gz", packed[i%2])
+			if len(errs) > 0 {
+				b.Fatal(errs)
+			}
+			var err error
+			if p, err = load(context.Background(), Source{Path: "b.tar.gz"}, files, p); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	for _, kind := range []string{"data", "all"} {
 		b.Run(kind, func(b *testing.B) {
 			p := reload(b, sources[1], nil)

@@ -49,7 +49,7 @@ type daemon struct {
 func (d *daemon) run(ctx context.Context) error {
 	loaded, err := policy.Load(ctx, d.source())
 	if err != nil {
-		return badInput(err)
+		return policyError(err)
 	}
 	d.policy = loaded
 	// From here on, what was opened is closed again.
@@ -72,7 +72,7 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) source() policy.Source {
-	return policy.Source{Path: d.Policy, Budget: d.budget}
+	return policy.Source{Path: d.Policy, Budget: d.budget, Bundle: d.bundle}
 }
 
 // open opens everything that needs rights or can be in use by others, but for
@@ -179,7 +179,8 @@ func (d *daemon) judge(ctx context.Context) error {
 	reload := make(chan struct{}, 1)
 	tasks.Go(func() error {
 		return policy.Watch(serve, policy.WatchConfig{
-			Source: d.source(), Hash: d.policy.Hash(), Reload: reload, OnChange: func(p *policy.Policy, err error) { d.changePolicy(serve, p, err) },
+			Source: d.source(), Current: d.policy, Reload: reload, OnChange: func(p *policy.Policy, err error) { d.changePolicy(serve, p, err) },
+			OnServer: d.bundleServer,
 		})
 	})
 	tasks.Go(func() error { return d.followHangups(serve, reload) })
@@ -236,6 +237,7 @@ func (d *daemon) announce() error {
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
 	d.log.Info("ready", "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
+	d.tellOrigin(d.policy)
 	notifySystemd("READY=1")
 	if d.ready != nil {
 		d.ready()
@@ -280,8 +282,13 @@ func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) 
 		d.log.Error("policy loaded, but flows that the former one accepted may still pass", "error", err)
 		return
 	}
-	d.log.Info("policy loaded", "generation", d.generation, "sha256", p.Hash()[:12])
-	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, sha256 %s", d.generation, p.Hash()))
+	line := d.log.With("generation", d.generation, "sha256", p.Hash()[:12])
+	if r := p.Origin().Revision; r != "" {
+		line = line.With("revision", r)
+	}
+	line.Info("policy loaded")
+	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, %s", d.generation, describe(p)))
+	d.tellOrigin(p)
 }
 
 // publish makes p what packets are judged by. When it returns, no decision by an
