@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os/signal"
 	"strings"
 	"time"
@@ -35,12 +36,12 @@ Without --policy everything is accepted and recorded. With a policy, packets it
 does not accept are dropped; --mode monitor accepts them and records what would
 have been dropped.
 
-SIGHUP loads the policy again and reopens the log file; a changed policy file
-is loaded at once. A policy with an error, or whose own tests fail, is refused
-and the old one stays. The same holds for a bundle on a server, which is asked
-for again and again; the last good one is kept in a file, and used if the server
-cannot be reached when verdictd starts. SIGINT and SIGTERM stop verdictd: it takes its rules out,
-judges what is still queued and exits.
+SIGHUP, or verdictd reload, loads the policy again and reopens the log file; a
+changed policy file is loaded at once. A policy with an error, or whose own
+tests fail, is refused and the old one stays. The same holds for a bundle on a
+server, which is asked for again and again; the last good one is kept in a file,
+and used if the server cannot be reached when verdictd starts. SIGINT and SIGTERM
+stop verdictd: it takes its rules out, judges what is still queued and exits.
 
 Packets that cannot be judged (malformed, or the policy fails) are dropped with
 --fail closed and pass with --fail open; the same holds, with --hook, for packets
@@ -104,6 +105,9 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.StringVar(&c.PolicyBudget, "policy-budget", c.PolicyBudget, "`TIME` that one decision may take (default 50ms)")
 	bindBundleFlags(flags, &c.Bundle)
 	bindPollFlags(flags, &c.Bundle)
+	flags.StringVar(&c.Control, "control", c.Control, "`SOCKET` for verdictd status and reload, or none (default /run/verdictd/verdictd.sock)")
+	flags.StringVar(&c.Metrics, "metrics", c.Metrics, "serve metrics for Prometheus at this `ADDRESS`, such as 127.0.0.1:9477 (default: nowhere)")
+	flags.StringVar(&c.StatsInterval, "stats-interval", c.StatsInterval, "`TIME` between two stats records in the audit log, 0 for none (default 60s)")
 	flags.StringVar(&c.Log.File, "log", c.Log.File, "audit log `FILE`, - for standard output (default -)")
 	flags.BoolVar(&c.Log.Pretty, "pretty", c.Log.Pretty, "print lines for people on standard output; a log file stays JSON")
 	flags.Var(&c.Log.MaxSize, "log-max-size", "rotate the log file at this size, such as 100MiB (default never)")
@@ -153,6 +157,8 @@ type settings struct {
 	offloads bool
 	netns    int  // file descriptor of the network namespace, 0: our own
 	quiet    bool // the daemon's own messages go nowhere
+
+	statsInterval time.Duration // 0: no stats records but the last
 }
 
 func newSettings(c config.Config) (settings, error) {
@@ -184,6 +190,9 @@ func newSettings(c config.Config) (settings, error) {
 	if onServer(s.Policy) && s.Bundle.LastGood != "none" {
 		s.bundle.Keep = cmp.Or(s.Bundle.LastGood, defaultLastGood)
 	}
+	if err := s.checkObserver(); err != nil {
+		return s, err
+	}
 	if err := checkRanges(&s.Config); err != nil {
 		return s, err
 	}
@@ -212,12 +221,31 @@ func (s *settings) rules() (hook.Config, error) {
 	return r, err
 }
 
+// checkObserver checks what says how the daemon tells about itself.
+func (s *settings) checkObserver() (err error) {
+	s.statsInterval = time.Minute
+	if s.StatsInterval != "" {
+		if s.statsInterval, err = time.ParseDuration(s.StatsInterval); err != nil || s.statsInterval < 0 {
+			return settingErrorf("stats-interval", "want a time such as 60s, or 0 for none, got %q", s.StatsInterval)
+		}
+	}
+	if s.Metrics != "" {
+		if _, _, err := net.SplitHostPort(s.Metrics); err != nil {
+			return settingErrorf("metrics", "want an address and port such as 127.0.0.1:9477, got %q", s.Metrics)
+		}
+	}
+	return nil
+}
+
 func checkRanges(c *config.Config) error {
 	if c.Log.File == "" {
 		c.Log.File = "-"
 	}
 	if c.Log.Keep == 0 {
 		c.Log.Keep = 5
+	}
+	if c.Flows == 0 {
+		c.Flows = 1 << 16
 	}
 	for _, n := range []struct {
 		name            string
