@@ -144,7 +144,12 @@ func TestBundleSignatures(t *testing.T) {
 			}
 		})
 	}
-	for _, path := range []string{dir, "", "../policy.rego.example"} {
+}
+
+// TestKeyWithoutBundle has a key, and policies that have no signature.
+func TestKeyWithoutBundle(t *testing.T) {
+	key := policy.BundleKey{Key: ecKey(t).public, Algorithm: "ES256"}
+	for _, path := range []string{t.TempDir(), "", "../policy.rego.example"} {
 		_, err := policy.Load(context.Background(), policy.Source{Path: path, Bundle: policy.Bundle{Key: key}})
 		wantError(t, err, "is not a bundle, so it has no signature to verify")
 	}

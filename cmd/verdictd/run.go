@@ -20,13 +20,7 @@ import (
 	"github.com/verdictd/verdictd/policy"
 )
 
-func newRunCommand(e env) *cobra.Command {
-	var file string
-	var given config.Config
-	cmd := &cobra.Command{
-		Use:   "run",
-		Short: "Judge live packets until told to stop",
-		Long: `run binds one or more netfilter queues and judges every packet that the kernel
+const runText = `run binds one or more netfilter queues and judges every packet that the kernel
 puts into them. Which packets that are, you say with --hook: verdictd then
 installs its own nf_tables table and removes it at the end. Or keep your own
 rules, with -j NFQUEUE --queue-num/--queue-balance or -j QUEUE (queue 0);
@@ -47,7 +41,15 @@ Packets that cannot be judged (malformed, or the policy fails) are dropped with
 --fail closed and pass with --fail open; the same holds, with --hook, for packets
 while no verdictd runs.
 
-Needs CAP_NET_ADMIN.`,
+Needs CAP_NET_ADMIN.`
+
+func newRunCommand(e env) *cobra.Command {
+	var file string
+	var given config.Config
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Judge live packets until told to stop",
+		Long:  runText,
 		Example: "  sudo verdictd run --hook output\n" +
 			"  sudo verdictd run --hook output,input --policy policy.rego --log /var/log/verdictd/eve.json\n" +
 			"  sudo verdictd run --queue 0-3 --policy policy/ --nflog-group 5\n" +
