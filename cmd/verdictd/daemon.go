@@ -50,7 +50,7 @@ type daemon struct {
 func (d *daemon) run(ctx context.Context) error {
 	loaded, err := policy.Load(ctx, d.source())
 	if err != nil {
-		return badInput(err)
+		return policyError(err)
 	}
 	d.policy = loaded
 	// From here on, what was opened is closed again.
@@ -74,7 +74,7 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) source() policy.Source {
-	return policy.Source{Path: d.Policy, Budget: d.budget}
+	return policy.Source{Path: d.Policy, Budget: d.budget, Bundle: d.bundle}
 }
 
 // open opens everything that needs rights or can be in use by others, but for
@@ -184,8 +184,9 @@ func (d *daemon) judge(ctx context.Context) error {
 	tasks.Go(func() error { return d.links.Run(serve, d.netns, d.engine.Refresh) })
 	tasks.Go(func() error {
 		return policy.Watch(serve, policy.WatchConfig{
-			Source: d.source(), Hash: d.policy.Hash(), Reload: d.observer.reload.ask,
+			Source: d.source(), Current: d.policy, Reload: d.observer.reload.ask,
 			OnChange: func(p *policy.Policy, err error) { d.changePolicy(serve, p, err) },
+			OnServer: d.bundleServer,
 		})
 	})
 	tasks.Go(func() error { return d.followHangups(serve) })
@@ -249,6 +250,7 @@ func (d *daemon) announce() error {
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
 	d.log.Info("ready", "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
+	d.tellOrigin(d.policy)
 	notifySystemd("READY=1")
 	if d.ready != nil {
 		d.ready()
@@ -292,8 +294,13 @@ func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) 
 		d.reloaded(policyErrors(err))
 		return
 	}
-	d.log.Info("policy loaded", "generation", d.generation, "sha256", p.Hash()[:12])
-	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, sha256 %s", d.generation, p.Hash()))
+	line := d.log.With("generation", d.generation, "sha256", p.Hash()[:12])
+	if r := p.Origin().Revision; r != "" {
+		line = line.With("revision", r)
+	}
+	line.Info("policy loaded")
+	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, %s", d.generation, describe(p)))
+	d.tellOrigin(p)
 	d.reloaded(nil)
 }
 
