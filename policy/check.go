@@ -24,6 +24,11 @@ type Report struct {
 	// Findings are allowed but hardly meant.
 	Findings Errors `json:"findings"`
 
+	// Engine is "compiled", or "topdown" where the policy cannot be compiled:
+	// then NotCompiled says why.
+	Engine      string `json:"engine"`
+	NotCompiled string `json:"not_compiled,omitempty"`
+
 	// Reads are the input fields that decisions depend on. PerPacket are those
 	// of them that may differ between the packets of a flow: a packet with new
 	// values is judged anew.
@@ -58,6 +63,14 @@ func Check(ctx context.Context, src Source) (*Report, error) {
 		Reads:     paths(p.fields, p.reads, func(*rules.Field) bool { return true }),
 		PerPacket: paths(p.fields, p.reads, func(f *rules.Field) bool { return f.Scope == rules.PerPacket }),
 	}
+	loaded, err := newPolicy(ctx, p, src)
+	if err != nil {
+		return nil, err
+	}
+	report.Engine = loaded.Engine().String()
+	if err := loaded.NotCompiled(); err != nil {
+		report.NotCompiled = err.Error()
+	}
 	if coverage != nil {
 		report.Coverage = p.covered(coverage)
 	}
@@ -90,6 +103,9 @@ func (r *Report) WriteText(w io.Writer) error {
 	fmt.Fprintf(b, "sha256:  %s\n", r.Hash)
 	if r.Revision != "" {
 		fmt.Fprintf(b, "bundle revision: %s\n", r.Revision)
+	}
+	if r.NotCompiled != "" {
+		fmt.Fprintf(b, "runs on OPA's own evaluator, which is slower: %s\n", r.NotCompiled)
 	}
 	fmt.Fprintf(b, "reads:   %s\n", list(r.Reads))
 	fmt.Fprintf(b, "of them may differ between packets of a flow: %s\n", list(r.PerPacket))

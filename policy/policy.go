@@ -23,6 +23,8 @@ type Policy struct {
 
 	program *program // what eval runs; a policy with other data is made of it
 
+	notCompiled error
+
 	etag     string // of the bundle on the server
 	longPoll bool   // the server offers it
 
@@ -77,18 +79,47 @@ func load(ctx context.Context, src Source, files []file, old *Policy) (*Policy, 
 			return nil, errs.sorted()
 		}
 	}
-	return newPolicy(ctx, p, src.Budget)
+	return newPolicy(ctx, p, src)
 }
 
-func newPolicy(ctx context.Context, p *program, budget time.Duration) (*Policy, error) {
+func newPolicy(ctx context.Context, p *program, src Source) (*Policy, error) {
+	budget := src.Budget
 	if budget <= 0 {
 		budget = DefaultBudget
 	}
-	eval, err := newInterpreter(ctx, p, budget)
+	reference, err := newInterpreter(ctx, p, budget)
 	if err != nil {
 		return nil, Errors{fileError(p.name, err.Error(), "")}
 	}
-	return &Policy{hash: p.hash, reads: p.reads, eval: eval, origin: Origin{Revision: revision(p.files)}, program: p}, nil
+	policy := &Policy{hash: p.hash, reads: p.reads, eval: reference, origin: Origin{Revision: revision(p.files)}, program: p}
+	switch {
+	case src.Engine == Topdown:
+		return policy, nil
+	case src.Shadow.distrusts(p.hash):
+		policy.notCompiled = errDistrusted
+		return policy, nil
+	}
+	c, err := newCompiled(ctx, p, reference)
+	if err != nil {
+		policy.notCompiled = err
+		return policy, ctx.Err()
+	}
+	c.shadow = src.Shadow
+	policy.eval = c
+	return policy, nil
+}
+
+// NotCompiled says why the policy runs on OPA's own evaluator although it was
+// to be compiled: an error with file, line and column where there is a place
+// to name. It is nil if the policy is compiled, or was not to be.
+func (p *Policy) NotCompiled() error { return p.notCompiled }
+
+// Engine returns what evaluates the policy now.
+func (p *Policy) Engine() Engine {
+	if c, ok := p.eval.(*compiled); ok && !c.distrusted.Load() {
+		return Compiled
+	}
+	return Topdown
 }
 
 // Hash returns the SHA-256, in hex, of the names and contents of the policy's
@@ -106,8 +137,8 @@ func (p *Policy) Stats() Stats {
 // Evaluate decides about one packet; it implements engine.Evaluator.
 //
 // f is not kept. Where neither decision nor verdict is defined, the decision
-// is to drop, by rule "default". d.Reads is the same for every decision of a
-// policy: all fields that any of its rules can read.
+// is to drop, by rule "default". d.Reads are the fields that this decision
+// depends on; where OPA's own evaluator made it, all that any rule can read.
 //
 // An error means that the policy makes no decision about this packet, and d
 // drops it. It is an *Error where the policy has a place to blame, such as

@@ -59,6 +59,13 @@ type Source struct {
 	// Budget is the time that one decision may take. 0 is DefaultBudget.
 	Budget time.Duration
 
+	// Engine says what evaluates the policy.
+	Engine Engine
+
+	// Shadow compares decisions of a compiled policy with OPA's; nil compares
+	// none.
+	Shadow *Shadow
+
 	// SkipTests loads the policy without running its tests.
 	SkipTests bool
 }

@@ -31,6 +31,7 @@ type daemon struct {
 	log *slog.Logger
 
 	policy     *policy.Policy
+	shadow     *policy.Shadow // compares compiled decisions with OPA's
 	generation uint64
 	links      *links.Table
 	audit      *logsink.Log
@@ -74,7 +75,7 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) source() policy.Source {
-	return policy.Source{Path: d.Policy, Budget: d.budget, Bundle: d.bundle}
+	return policy.Source{Path: d.Policy, Budget: d.budget, Bundle: d.bundle, Engine: d.evaluator, Shadow: d.shadow}
 }
 
 // open opens everything that needs rights or can be in use by others, but for
@@ -189,6 +190,9 @@ func (d *daemon) judge(ctx context.Context) error {
 			OnServer: d.bundleServer,
 		})
 	})
+	tasks.Go(func() error {
+		return d.shadow.Run(serve, func(m *policy.Mismatch) { d.distrustPolicy(serve, m) })
+	})
 	tasks.Go(func() error { return d.followHangups(serve) })
 	tasks.Go(func() error { return d.observe(serve) })
 	tasks.Go(func() error {
@@ -302,6 +306,16 @@ func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) 
 	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, %s", d.generation, describe(p)))
 	d.tellOrigin(p)
 	d.reloaded(nil)
+}
+
+// distrustPolicy takes back what the compiled policy decided: the policy is
+// loaded again, to run on OPA's evaluator, and every flow judged anew.
+func (d *daemon) distrustPolicy(ctx context.Context, m *policy.Mismatch) {
+	d.log.Error("policy runs on OPA's own evaluator from now on", "reason", m)
+	d.audit.Admin("policy_mismatch", m.Error())
+	if r, err := d.observer.reload.run(ctx); err == nil && !r.Accepted {
+		d.engine.Refresh() // the files have changed for the worse: judge anew by what is in use
+	}
 }
 
 // publish makes p what packets are judged by. When it returns, no decision by an

@@ -24,6 +24,8 @@ func numbers() []number {
 		{"policy_evaluations", false, "evaluations of the policy", func(s *status) uint64 { return s.Policy.Evaluations }},
 		{"policy_errors", false, "evaluations that ended in an error", func(s *status) uint64 { return s.Policy.Errors }},
 		{"policy_overruns", false, "evaluations that took longer than the budget", func(s *status) uint64 { return s.Policy.Overruns }},
+		{"policy_compared", false, "decisions that were compared with OPA's", func(s *status) uint64 { return s.Policy.Compared }},
+		{"policy_mismatches", false, "decisions that were not OPA's", func(s *status) uint64 { return s.Policy.Mismatches }},
 		{"malformed", false, "packets that could not be decoded", func(s *status) uint64 { return s.Judged.Malformed }},
 		{"would_drop", false, "packets accepted only because the mode is monitor", func(s *status) uint64 { return s.Judged.WouldDrop }},
 		{"flows", true, "flows remembered", func(s *status) uint64 { return s.Flows.Now }},

@@ -39,6 +39,12 @@ type policyStatus struct {
 	Generation uint64    `json:"generation"`
 	SHA256     string    `json:"sha256"`
 	Loaded     time.Time `json:"loaded"`
+	Engine     string    `json:"engine"` // compiled or topdown
+
+	// Decisions of compiled policies that OPA's evaluator made too, and those
+	// of them that it made in another way.
+	Compared   uint64 `json:"compared"`
+	Mismatches uint64 `json:"mismatches"`
 
 	// Since the start, over all generations.
 	Evaluations uint64 `json:"evaluations"`
@@ -215,7 +221,10 @@ func (d *daemon) status() (*status, error) {
 	st.Policy = policyStatus{
 		Source: d.source().String(), Generation: snapshot.Generation, SHA256: snapshot.Hash, Loaded: o.loaded,
 		Evaluations: s.Evaluated, Errors: s.PolicyErrors, Overruns: o.overruns + o.policy.Stats().Overruns,
+		Engine: o.policy.Engine().String(),
 	}
+	shadow := d.shadow.Stats()
+	st.Policy.Compared, st.Policy.Mismatches = shadow.Compared, shadow.Mismatches
 	return st, nil
 }
 

@@ -104,6 +104,7 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.IntVar(&c.Flows, "flows", c.Flows, fmt.Sprintf("flows to remember per queue, %d bytes each (default 65536)", engine.BytesPerFlow))
 	flags.IntVar(&c.QueueLength, "queue-length", c.QueueLength, "packets that the kernel queues at most (default 8192)")
 	flags.IntVar(&c.CopyRange, "copy-range", c.CopyRange, "bytes of each packet that the kernel copies (default 256)")
+	flags.StringVar(&c.Engine, "engine", c.Engine, "compiled or topdown: what evaluates the policy (default compiled; topdown is OPA's own)")
 	flags.StringVar(&c.PolicyBudget, "policy-budget", c.PolicyBudget, "`TIME` that one decision may take (default 50ms)")
 	bindBundleFlags(flags, &c.Bundle)
 	bindPollFlags(flags, &c.Bundle)
@@ -153,12 +154,14 @@ type settings struct {
 	mode     engine.Mode
 	failOpen bool
 	budget   time.Duration
-	bundle   policy.Bundle
-	ruleset  *hook.Config // nil: the user keeps the rules
-	mask     uint32       // the bits of marks that are verdictd's; 0: none, no rule knows them
-	offloads bool
-	netns    int  // file descriptor of the network namespace, 0: our own
-	quiet    bool // the daemon's own messages go nowhere
+
+	evaluator policy.Engine
+	bundle    policy.Bundle
+	ruleset   *hook.Config // nil: the user keeps the rules
+	mask      uint32       // the bits of marks that are verdictd's; 0: none, no rule knows them
+	offloads  bool
+	netns     int  // file descriptor of the network namespace, 0: our own
+	quiet     bool // the daemon's own messages go nowhere
 
 	statsInterval time.Duration // 0: no stats records but the last
 }
@@ -180,6 +183,11 @@ func newSettings(c config.Config) (settings, error) {
 	}
 	if s.failOpen, err = parseFail(s.Fail, s.mode); err != nil {
 		return s, err
+	}
+	if s.Engine != "" {
+		if s.evaluator, err = policy.ParseEngine(s.Engine); err != nil {
+			return s, settingErrorf("engine", "want compiled or topdown, got %q", s.Engine)
+		}
 	}
 	if s.PolicyBudget != "" {
 		if s.budget, err = time.ParseDuration(s.PolicyBudget); err != nil || s.budget <= 0 {
@@ -285,5 +293,5 @@ func newDaemon(e env, s settings) *daemon {
 	if s.quiet {
 		handler = slog.DiscardHandler
 	}
-	return &daemon{settings: s, env: e, log: slog.New(handler)}
+	return &daemon{settings: s, env: e, log: slog.New(handler), shadow: policy.NewShadow(0)}
 }

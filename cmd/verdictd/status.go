@@ -128,16 +128,16 @@ func (st *status) write(w io.Writer, now time.Time) error {
 	}
 	fmt.Fprintf(&b, "verdictd %s, pid %d, up %s, mode %s, fail %s, %s\n",
 		st.Version, st.PID, since(st.Started, now), st.Mode, st.Fail, rules)
-	fmt.Fprintf(&b, "policy %s, generation %d, sha256 %.12s, loaded %s ago\n\n",
-		st.Policy.Source, st.Policy.Generation, st.Policy.SHA256, since(st.Policy.Loaded, now))
+	fmt.Fprintf(&b, "policy %s, generation %d, sha256 %.12s, %s, loaded %s ago\n\n",
+		st.Policy.Source, st.Policy.Generation, st.Policy.SHA256, st.Policy.Engine, since(st.Policy.Loaded, now))
 	b.Write(st.accounts())
 	fmt.Fprintf(&b, "\n%s\n\n", st.verdict())
 	fmt.Fprintf(&b, "flows      %d of %d remembered, %d new, %d evicted, %d found no room\n",
 		st.Flows.Now, st.Flows.Limit, st.Flows.New, st.Flows.Evicted, st.Flows.NoRoom)
 	fmt.Fprintf(&b, "offload    %d flows decided for good, %d of their packets passed by the queue\n",
 		st.Flows.Offloaded, st.Flows.OffloadedPackets)
-	fmt.Fprintf(&b, "policy     %d evaluations, %d errors, %d of them over budget\n",
-		st.Policy.Evaluations, st.Policy.Errors, st.Policy.Overruns)
+	fmt.Fprintf(&b, "policy     %d evaluations, %d errors, %d of them over budget; %d compared with OPA, %d differed\n",
+		st.Policy.Evaluations, st.Policy.Errors, st.Policy.Overruns, st.Policy.Compared, st.Policy.Mismatches)
 	fmt.Fprintf(&b, "packets    %d known flow, %d reply, %d related, %d malformed, %d would have been dropped\n",
 		st.Judged.Known, st.Judged.Established, st.Judged.Related, st.Judged.Malformed, st.Judged.WouldDrop)
 	fmt.Fprintf(&b, "audit log  %d events, %d lost, %d unwritten, %d write errors\n",
