@@ -22,6 +22,7 @@ func mayImport() map[string][]string {
 		"packet":               {},
 		"internal/nfnl":        {},
 		"internal/links":       {},
+		"internal/handover":    {},
 		"internal/lab":         {},
 		"internal/lab/labtest": {"internal/lab"},
 		"config":               {},
@@ -33,7 +34,7 @@ func mayImport() map[string][]string {
 		"queue":                {"packet", "internal/nfnl"},
 		"replay":               {"packet"},
 		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config",
-			"internal/links", "internal/lab"},
+			"internal/links", "internal/lab", "internal/nfnl", "internal/handover"},
 	}
 }
 

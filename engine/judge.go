@@ -62,13 +62,14 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 }
 
 // peerSlot returns what another worker told the flow's direction dir under the
-// current snapshot; ok is false if it did not accept it.
+// current snapshot; ok is false if it did not accept it. It says nothing about
+// packets of that direction: should they come here too, they are judged.
 func (w *Worker) peerSlot(key *flowKey, dir int) (s slot, ok bool) {
 	if w.engine.peers == nil {
 		return slot{}, false
 	}
 	log, ok := w.engine.peers.accepted(key, dir, w.now.epoch)
-	return slot{epoch: w.now.epoch, accept: true, peer: true, logged: log}, ok
+	return slot{epoch: w.now.epoch, accept: true, peer: true, logged: log, shape: noReuse}, ok
 }
 
 // remember writes an answer into a slot, with what it depends on.

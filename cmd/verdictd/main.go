@@ -107,7 +107,7 @@ Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 		return badInput(fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath()))
 	})
 	root.AddCommand(
-		newRunCommand(e), newReplayCommand(e), newCheckCommand(e), newSchemaCommand(e),
+		newRunCommand(e), newUpgradeCommand(e), newReplayCommand(e), newCheckCommand(e), newSchemaCommand(e),
 		newHookCommand(e), newDemoCommand(e), newManCommand(e),
 	)
 	markUsageErrors(root)
