@@ -286,10 +286,10 @@ func (d *daemon) announce() error {
 		return err
 	}
 	d.ruleset, d.announced = ruleset, true
+	d.settle()
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
 	d.log.Info("ready", "pid", os.Getpid(), "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
-	d.settle()
 	if d.ready != nil {
 		d.ready()
 	}

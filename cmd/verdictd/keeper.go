@@ -20,13 +20,13 @@ import (
 
 const (
 	// keeperTries is how many workers may die in a row before the keeper gives
-	// up. The pauses before them add up to 6.3 s.
+	// up. The pauses before them add up to 6.4 s.
 	keeperTries = 9
 	// keeperStable is how long a worker must have judged to count as a success.
 	keeperStable = 10 * time.Second
 	// keeperPause is the pause before the third worker; it doubles from then
 	// on. The second one starts at once.
-	keeperPause = 100 * time.Millisecond
+	keeperPause = 50 * time.Millisecond
 )
 
 // keeper starts the daemon as a child, its worker, holds the sockets of its
@@ -163,16 +163,13 @@ func (k *keeper) spawn() error {
 
 // hear does what one of the worker's processes says.
 func (k *keeper) hear(n *handover.Notice) {
-	group, err := unix.Getpgid(n.PID)
-	if k.worker == 0 || err != nil || group != k.group {
+	if !k.ours(n.PID) {
 		n.Close()
 		return
 	}
-	if pid, err := strconv.Atoi(n.Values["MAINPID"]); err == nil {
-		if group, err := unix.Getpgid(pid); err == nil && group == k.group {
-			k.log.Info("following the upgrade", "worker", pid, "before", k.worker)
-			k.worker = pid
-		}
+	if pid, err := strconv.Atoi(n.Values["MAINPID"]); err == nil && pid != k.worker && k.ours(pid) {
+		k.log.Info("following the upgrade", "worker", pid, "before", k.worker)
+		k.worker = pid
 	}
 	if n.Values["READY"] == "1" {
 		k.ready, k.readyAt = true, time.Now()
@@ -181,6 +178,13 @@ func (k *keeper) hear(n *handover.Notice) {
 		}
 	}
 	k.store.Take(n)
+}
+
+// ours returns whether a process is the worker, which may have died, or one
+// that runs and descends from it.
+func (k *keeper) ours(pid int) bool {
+	group, err := unix.Getpgid(pid)
+	return k.worker != 0 && (pid == k.worker || err == nil && group == k.group)
 }
 
 // reap takes note of children that have ended. over says that the keeper has
@@ -245,7 +249,7 @@ func (k *keeper) drain() {
 			n.Close()
 			return
 		}
-		k.store.Take(n)
+		k.hear(n)
 	}
 }
 

@@ -180,7 +180,7 @@ func (c *Conn) Receive() (*Message, error) {
 		err = errors.New("descriptors were cut off (raise the limit of open files)")
 	}
 	if err == nil {
-		_, err = io.ReadFull(c.unix, head[n:])
+		err = c.readAll(head[n:])
 	}
 	size := binary.BigEndian.Uint32(head[:])
 	m.Kind = Kind(binary.BigEndian.Uint16(head[4:]))
@@ -189,13 +189,22 @@ func (c *Conn) Receive() (*Message, error) {
 	}
 	if err == nil {
 		m.Payload = make([]byte, size)
-		_, err = io.ReadFull(c.unix, m.Payload)
+		err = c.readAll(m.Payload)
 	}
 	if err != nil {
 		m.Close()
 		return nil, fmt.Errorf("receive message %d: %w", m.Kind, err)
 	}
 	return m, nil
+}
+
+// readAll reads the rest of a message: an end within it is no proper end.
+func (c *Conn) readAll(b []byte) error {
+	_, err := io.ReadFull(c.unix, b)
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // filesOf returns the descriptors in control messages as files of that name.
