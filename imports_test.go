@@ -33,6 +33,7 @@ func mayImport() map[string][]string {
 		"engine":               {"packet", "rules", "logsink"},
 		"queue":                {"packet", "internal/nfnl"},
 		"replay":               {"packet"},
+		"bench/queue":          {"packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
 		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config",
 			"internal/links", "internal/lab", "internal/nfnl", "internal/handover"},
 	}
@@ -43,7 +44,7 @@ func onlyIn() map[string][]string {
 	return map[string][]string{
 		"github.com/google/gopacket":       {"packet", "replay"},
 		"github.com/open-policy-agent/opa": {"policy"},
-		"github.com/florianl/go-nfqueue":   {"queue"},
+		"github.com/florianl/go-nfqueue":   {"queue", "bench/queue"},
 		"github.com/florianl/go-nflog":     {"logsink"},
 		"github.com/google/nftables":       {"hook"},
 		"github.com/mdlayher/netlink":      {"internal/nfnl", "internal/links", "internal/lab", "internal/lab/labtest", "hook", "queue", "logsink"},

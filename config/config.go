@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"reflect"
 	"strconv"
 	"strings"
 
@@ -56,8 +58,12 @@ func Parse(name string, data []byte) (Config, error) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return c, nil
 	}
-	if err := yaml.UnmarshalWithOptions(data, &c, yaml.Strict()); err != nil {
+	decoder := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict())
+	if err := decoder.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, place(name, err)
+	}
+	if err := decoder.Decode(&Config{}); !errors.Is(err, io.EOF) {
+		return Config{}, fmt.Errorf("%s: more than one YAML document (put all settings into one)", name)
 	}
 	return c, nil
 }
@@ -70,10 +76,24 @@ func place(name string, err error) error {
 	}
 	pos := at.GetToken().Position
 	text := at.GetMessage()
+	if wrong, ok := errors.AsType[*yaml.TypeError](err); ok {
+		text = fmt.Sprintf("%q: want %s", at.GetToken().Value, kindName(wrong.DstType))
+	}
 	if _, unknown := errors.AsType[*yaml.UnknownFieldError](err); unknown {
 		text = fmt.Sprintf("unknown key %q (known keys: %s)", at.GetToken().Value, knownKeys())
 	}
 	return fmt.Errorf("%s:%d:%d: %s", name, pos.Line, pos.Column, strings.TrimSpace(text))
+}
+
+// kindName says in the words of a configuration file what a setting holds.
+func kindName(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int64:
+		return "a number"
+	}
+	return "a text"
 }
 
 func knownKeys() string {

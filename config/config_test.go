@@ -54,7 +54,9 @@ func TestParseErrors(t *testing.T) {
 		{"syntax", "queue: [0\n", `v.yaml:1:8: sequence end token ']' not found`},
 		{"bad queue", "queue: x\n", `v.yaml:1:8: queue "x": want a number from 0 to 65535, or a range such as 0-3`},
 		{"bad size", "log:\n  max-size: 5MB # comment\n", `v.yaml:2:13: size "5MB": want a number of bytes, or one with KiB, MiB or GiB`},
-		{"wrong type", "flows: many\n", "v.yaml:1:8: cannot unmarshal string into Go struct field Config.Flows of type int"},
+		{"wrong type", "flows: many\n", `v.yaml:1:8: "many": want a number`},
+		{"wrong type below", "log:\n  pretty: 3\n", `v.yaml:2:11: "3": want true or false`},
+		{"two documents", "queue: 0\n---\nqueue: 1\n", "v.yaml: more than one YAML document (put all settings into one)"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

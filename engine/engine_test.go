@@ -515,6 +515,35 @@ func TestRepliesInAnotherQueue(t *testing.T) {
 	other.want(packet.Input, tcp(server, "10.0.0.1:40001", "A"), packet.Drop, engine.ReasonPolicy)
 }
 
+// The far end sends first, and again first after a reload, to another queue
+// than the near end: the policy asks for the user, whom only that queue knows.
+func TestReplyInAnotherQueueKnowsTheUser(t *testing.T) {
+	mine := func() policyFunc {
+		return func(f *rules.Facts, d *rules.Decision) error {
+			*d = rules.Decision{Rule: "mine", Reads: reading(t, "uid")}
+			if f.Meta.HasUID && f.Meta.UID == 1000 {
+				d.Action = packet.Accept
+			}
+			return nil
+		}
+	}
+	b := newBench(t, engine.Config{Workers: 2}, mine())
+	other := &bench{t: t, engine: b.engine, worker: b.engine.NewWorker(nil), now: b.now}
+	for range 2 {
+		other.want(packet.Input, udp(server, client), packet.Drop, engine.ReasonPolicy)
+	}
+	m := packet.Meta{Hook: packet.Output, UID: 1000, HasUID: true}
+	if got, _ := b.sendMeta(m, udp(client, server)); got != packet.Accept {
+		t.Errorf("got %v for the user's packet, want accept", got)
+	}
+	for range 2 {
+		other.want(packet.Input, udp(server, client), packet.Accept, engine.ReasonEstablished)
+		b.load(mine())
+	}
+	b.load(&counted{})
+	other.want(packet.Input, udp(server, client), packet.Drop, engine.ReasonPolicy)
+}
+
 // Each worker counts its direction of a flow, under an id of its own.
 func TestFlowInTwoQueuesIsLoggedByBoth(t *testing.T) {
 	b := newBench(t, engine.Config{Workers: 2}, https())

@@ -40,18 +40,15 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 		}
 	}
 	d, err := w.evaluate()
-	if d.Action != packet.Accept {
-		if s, ok := w.peerSlot(&e.key, 1-dir); ok {
-			e.slot[1-dir], e.initiator, e.hook = s, uint8(1-dir), reverseHook(m.Hook)
-			w.counts.Established++
-			return w.finish(nil, packet.Accept, ReasonEstablished)
-		}
+	if d.Action != packet.Accept && w.adopt(e, dir, m) {
+		w.counts.Established++
+		return w.finish(nil, packet.Accept, ReasonEstablished)
 	}
 	before := e.slot[dir]
 	v := w.conclude(d, err)
 	w.remember(&e.slot[dir], d, err)
 	if d.Action == packet.Accept && w.engine.peers != nil {
-		w.engine.peers.tell(&e.key, dir, w.now.epoch, w.wanted())
+		w.engine.peers.tell(e, dir, w.now.epoch, w.wanted())
 	}
 	if w.sameAnswer(&before, &e.slot[dir]) {
 		e.slot[dir].logged = before.logged
@@ -61,15 +58,29 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 	return v
 }
 
-// peerSlot returns what another worker told the flow's direction dir under the
-// current snapshot; ok is false if it did not accept it. It says nothing about
-// packets of that direction: should they come here too, they are judged.
-func (w *Worker) peerSlot(key *flowKey, dir int) (s slot, ok bool) {
-	if w.engine.peers == nil {
-		return slot{}, false
+// adopt returns whether another worker accepted the flow's other direction
+// under the current snapshot. If so, e knows it from then on. It says nothing
+// about packets of that direction: should they come here too, they are judged.
+func (w *Worker) adopt(e *entry, dir int, m *packet.Meta) bool {
+	p, ok := w.askPeers(&e.key, 1-dir)
+	if !ok {
+		return false
 	}
-	log, ok := w.engine.peers.accepted(key, dir, w.now.epoch)
-	return slot{epoch: w.now.epoch, accept: true, peer: true, logged: log, shape: noReuse}, ok
+	e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true, logged: p.log, shape: noReuse}
+	e.initiator, e.hook = uint8(1-dir), reverseHook(m.Hook)
+	if p.known&hasUID != 0 {
+		e.uid, e.gid, e.known = p.uid, p.gid, e.known|p.known&(hasUID|hasGID)
+	}
+	return true
+}
+
+// askPeers returns what another worker told of the flow's direction dir; ok is
+// false if none accepted it under the current snapshot.
+func (w *Worker) askPeers(key *flowKey, dir int) (p peerPlace, ok bool) {
+	if w.engine.peers == nil {
+		return peerPlace{}, false
+	}
+	return w.engine.peers.accepted(key, dir, w.now.epoch)
 }
 
 // remember writes an answer into a slot, with what it depends on.

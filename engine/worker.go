@@ -199,7 +199,7 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 	w.out.Flow = e.id
 	own, other := &e.slot[dir], &e.slot[1-dir]
 	// What was dropped before its flow was accepted is a reply since then.
-	if own.epoch == w.now.epoch && (own.accept || !other.accept) && w.holds(own, m.Time) {
+	if own.epoch == w.now.epoch && w.holds(own, m.Time) && (own.accept || !other.accept && !w.adopt(e, dir, m)) {
 		w.counts.Known++
 		return w.repeat(e, own, m)
 	}
@@ -269,7 +269,7 @@ func (w *Worker) repeat(e *entry, s *slot, m *packet.Meta) packet.Verdict {
 // firstPacket judges a packet of a flow that is not in the table.
 func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
 	if w.pkt.Echo && !isEchoRequest(&w.pkt) {
-		if _, asked := w.peerSlot(key, 1-dir); !asked {
+		if _, asked := w.askPeers(key, 1-dir); !asked {
 			return w.handleSingle(m) // an answer that nobody asked for starts no flow
 		}
 	}

@@ -52,6 +52,10 @@ func receive(t *testing.T, ns *lab.Namespace, queues ...uint16) *receiver {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// The default holds 256 small packets: too few on a busy machine.
+		if err := nf.Con.SetReadBuffer(8 << 20); err != nil {
+			t.Fatal(err)
+		}
 		ctx, cancel := context.WithCancel(context.Background())
 		t.Cleanup(func() {
 			cancel()

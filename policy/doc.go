@@ -12,6 +12,11 @@
 // input. It may use deterministic builtins only, so that a decision depends on
 // nothing but the fields that Decision.Reads names.
 //
+// A policy can also be a rules file, or have one: then rules.Ruleset is
+// translated to package verdictd, makes the decision, and asks the Rego beside
+// it for the rule delegated where it says so. Everything behind the
+// translation is the same; errors name the place in the rules file.
+//
 // The package owns everything that knows Rego. It must not know sockets,
 // flows, modes or what happens to a decision (queue, engine, logsink).
 package policy

@@ -25,7 +25,7 @@ func (p *program) findings() Errors {
 	for _, name := range sortedKeys(p.modules) {
 		found = append(found, p.testInputs(p.modules[name])...)
 	}
-	return found.sorted()
+	return append(found, p.plainFindings()...).sorted()
 }
 
 // impossible finds comparisons of a field with constants that the field never

@@ -24,6 +24,7 @@ type program struct {
 	schemas *ast.SchemaSet
 	data    ast.Object
 
+	plain   *rules.Ruleset         // nil if there is no rules file
 	modules map[string]*ast.Module // as parsed, by the name that messages use
 	live    map[string]*ast.Module // modules without tests: what packets are judged by
 
@@ -78,6 +79,9 @@ func (p *program) parse(context.Context) Errors {
 	p.modules, p.live = map[string]*ast.Module{}, map[string]*ast.Module{}
 	for i := range p.files {
 		f := &p.files[i]
+		if f.rules != nil {
+			errs = append(errs, p.parsePlain(f)...)
+		}
 		if !f.isRego() {
 			continue
 		}
@@ -94,7 +98,7 @@ func (p *program) parse(context.Context) Errors {
 		}
 	}
 	if len(errs) == 0 && len(p.live) == 0 {
-		return Errors{fileError(p.name, "holds no policy", "put a .rego file with package verdictd there")}
+		return Errors{fileError(p.name, "holds no policy", "put a .rego file with package verdictd, or a rules.yaml, there")}
 	}
 	return errs
 }
@@ -151,7 +155,7 @@ func (p *program) entries(context.Context) Errors {
 		errs = append(errs, errorAt(first.Package.Location, "package verdictd defines neither decision nor verdict, so it would drop every packet",
 			`add a rule such as: verdict := "accept" if input.tcp.dst_port == 443`))
 	}
-	return errs
+	return append(errs, p.checkPlain()...)
 }
 
 func (p *program) moduleEntries(m *ast.Module) Errors {

@@ -160,7 +160,7 @@ func (w *watch) look(ctx context.Context, insist bool) {
 // follow makes notify watch the directories that the policy's files are in
 // now, and no others.
 func (w *watch) follow() error {
-	want := watchDirs(w.cfg.Source.Path)
+	want := w.cfg.Source.watchDirs()
 	for _, dir := range want {
 		// Adding a directory anew is harmless, and needed where another one has
 		// taken its name.

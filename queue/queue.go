@@ -169,14 +169,20 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 	for ctx.Err() == nil {
 		err := q.conn.Recv()
 		now := time.Now()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			q.repeat(q.lastID)
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		if late {
 			err = q.conn.SetReadDeadline(now.Add(idle)) // before ctx is looked at again
+		}
+		if err == nil && late && q.recovering { // a packet may have come while we were not running
+			err = q.conn.TryRecv()
 		}
 		if err != nil {
 			return err
 		}
 		q.answer(h, now.UnixNano())
+		if late {
+			q.repeat(q.lastID)
+		}
 		if ticker != nil {
 			ticker.Tick(now.UnixNano())
 		}
@@ -200,26 +206,31 @@ func (q *Queue) drain(h packet.Handler) error {
 			return err
 		}
 		err := q.conn.Recv()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		if late { // or we were not running when a packet came
+			err = q.conn.TryRecv()
 		}
 		if err != nil {
 			return err
 		}
-		q.answer(h, time.Now().UnixNano())
+		if q.answer(h, time.Now().UnixNano()) == 0 && late {
+			return nil
+		}
 	}
 	return nil
 }
 
-// answer judges the packets of a batch and sends the verdicts.
-func (q *Queue) answer(h packet.Handler, now int64) {
-	for q.conn.Next(&q.msg) {
+// answer judges the packets of a batch, sends the verdicts and returns how many
+// messages there were.
+func (q *Queue) answer(h packet.Handler, now int64) (messages int) {
+	for ; q.conn.Next(&q.msg); messages++ {
 		q.message(h, now)
 		if q.out.Len() == batch {
 			q.flush()
 		}
 	}
 	q.flush()
+	return messages
 }
 
 // message handles one message: a packet, or the refusal of a verdict.

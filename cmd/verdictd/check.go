@@ -17,17 +17,22 @@ func newCheckCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check POLICY...",
 		Short: "Parse a policy, check its types and run its tests",
-		Long: `check reads a policy (a Rego file, or a directory of Rego and data files), checks
-it against the schema of the input document (see verdictd schema) and runs its
-test_ rules. Errors are printed as FILE:LINE:COLUMN: message. A policy that does
-not pass is never loaded by verdictd run.
+		Long: `check reads a policy (a Rego file, a rules file (see verdictd rules), or a
+directory of Rego, data and a rules.yaml), checks it against the schema of the
+input document (see verdictd schema) and runs its test_ rules. Errors are printed
+as FILE:LINE:COLUMN: message. A policy that does not pass is never loaded by
+verdictd run.
 
 Exit codes: 0 the policy is right; 2 it is not, or a test fails.`,
-		Args: cobra.MinimumNArgs(1),
+		Args: someArgs("no policy to check: name a .rego file or a directory that holds one"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var problems []error
 			for _, path := range args {
-				problems = append(problems, checkOne(cmd, e, path, asJSON))
+				problem, err := checkOne(cmd, e, path, asJSON)
+				if err != nil {
+					return fmt.Errorf("write report: %w", err)
+				}
+				problems = append(problems, problem)
 			}
 			return badInput(errors.Join(problems...))
 		},
@@ -36,10 +41,15 @@ Exit codes: 0 the policy is right; 2 it is not, or a test fails.`,
 	return cmd
 }
 
-func checkOne(cmd *cobra.Command, e env, path string, asJSON bool) error {
-	report, err := policy.Check(cmd.Context(), policy.Source{Path: path})
-	if err != nil {
-		return err
+// checkOne checks one policy and prints the report. A problem is the policy's,
+// an error the report's.
+func checkOne(cmd *cobra.Command, e env, path string, asJSON bool) (problem, err error) {
+	if path == "" {
+		return errors.New("the path of the policy is empty (name a .rego file or a directory that holds one)"), nil
+	}
+	report, problem := policy.Check(cmd.Context(), policy.Source{Path: path})
+	if problem != nil {
+		return problem, nil
 	}
 	if asJSON {
 		enc := json.NewEncoder(e.stdout)
@@ -48,13 +58,10 @@ func checkOne(cmd *cobra.Command, e env, path string, asJSON bool) error {
 	} else {
 		err = report.WriteText(e.stdout)
 	}
-	if err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
 	if n := report.Failed(); n > 0 {
-		return fmt.Errorf("%s: %d of its tests failed", path, n)
+		problem = fmt.Errorf("%s: %d of its tests failed", path, n)
 	}
-	return nil
+	return problem, err
 }
 
 func newSchemaCommand(e env) *cobra.Command {
@@ -64,7 +71,7 @@ func newSchemaCommand(e env) *cobra.Command {
 		Short: "Print the JSON Schema of what a policy can ask about a packet",
 		Long: `schema prints the JSON Schema of the input document, input.*, that policies are
 checked against; with --decision that of the decision a policy makes.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
 			text := rules.Schema()
 			if decision {

@@ -115,6 +115,7 @@ func (d *daemon) open() error {
 	for _, num := range d.Queues {
 		q, err := d.openQueue(queue.Config{
 			Num: num, MaxLen: uint32(d.QueueLength), CopyRange: uint32(d.CopyRange), FailOpen: d.failOpen, NetNS: d.netns,
+			Drain: d.drain(),
 		})
 		if err != nil {
 			return err
@@ -129,6 +130,15 @@ func (d *daemon) open() error {
 		Groups: d.NFLogGroups, NetNS: d.netns, InterfaceName: d.links.Name,
 	})
 	return err
+}
+
+// drain bounds how long queues are emptied at the end. Our own rules are out
+// by then, so that the queue ends; the user's may go on filling it.
+func (d *daemon) drain() time.Duration {
+	if d.settings.ruleset != nil {
+		return 2 * time.Second
+	}
+	return 0 // the queue's default
 }
 
 // openAudit opens the audit log. After another process it is only made ready:
@@ -345,17 +355,18 @@ func (d *daemon) snapshot(p *policy.Policy) engine.Snapshot {
 	return engine.Snapshot{Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen}
 }
 
-// report says at the end what was done. The queues must still be bound: what
-// they had no room for only the kernel knows.
+// report says at the end what was done. The queues must still be bound: only
+// the kernel knows what they had no room for, and what is still in them. That is
+// lost when they are closed.
 func (d *daemon) report() {
 	s := d.engine.Stats()
 	kernel, err := queue.ReadKernel(d.netns, d.Queues...)
 	if err != nil {
 		d.log.Error("packets that a full queue dropped are not known", "error", err)
 	}
-	var full, buffer, flushed, unsent, unjudged uint64
+	var full, unread, buffer, flushed, unsent, unjudged uint64
 	for _, k := range kernel {
-		full += uint64(k.QueueDropped)
+		full, unread = full+uint64(k.QueueDropped), unread+uint64(k.Depth)
 	}
 	for _, q := range d.queues {
 		st := q.Stats()
@@ -369,9 +380,9 @@ func (d *daemon) report() {
 	if unjudged > 0 {
 		line = line.With("unjudged", unjudged)
 	}
-	lost := full + buffer + flushed + unsent
+	lost := full + unread + buffer + flushed + unsent
 	if lost > 0 {
-		line = line.With("queue_full", full, "buffer_full", buffer, "hook_flush", flushed, "unsent", unsent)
+		line = line.With("queue_full", full, "unread", unread, "buffer_full", buffer, "hook_flush", flushed, "unsent", unsent)
 	}
 	line.Info("stopped", "lost", lost)
 }

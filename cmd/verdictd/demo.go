@@ -37,14 +37,14 @@ The policy is policy.rego.example, which is built in. With --policy another one
 judges the same traffic.
 
 Needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN).`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
 			return runDemo(ctx, e, policyPath)
 		},
 	}
-	cmd.Flags().StringVar(&policyPath, "policy", "", "Rego `FILE` or directory to judge by instead")
+	cmd.Flags().Var(&policyFlag{path: &policyPath}, "policy", "Rego or rules `FILE`, or directory to judge by instead")
 	return cmd
 }
 
@@ -95,7 +95,7 @@ type demoRecord struct {
 func runDemo(ctx context.Context, e env, policyPath string) error {
 	network, err := lab.Pair()
 	if err != nil {
-		return fmt.Errorf("make the demo's network namespaces: %w (needs root)", err)
+		return fmt.Errorf("make the demo's network namespaces: %w", err)
 	}
 	defer network.Close()
 	if policyPath == "" {

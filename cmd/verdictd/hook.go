@@ -29,23 +29,26 @@ func newHookCommand(e env) *cobra.Command {
 the queue. verdictd run --hook installs it at the start and removes it at the
 end; these commands do the same by hand, for example to clean up after a crash.
 No other table is touched.`,
-		Args: cobra.NoArgs,
+		Example: "  verdictd hook show --hook output,input\n" +
+			"  sudo verdictd hook remove\n" +
+			"  verdictd hook print-iptables --hook input --queue 0-3 > rules.sh",
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&f.hooks, "hook", "output", "`HOOKS` to take packets from: output,input,forward")
-	flags.Var(&f.queues, "queue", "queues to spread the packets over")
+	flags.Var(&f.queues, "queue", "queues to spread the packets over: 0 or 0-3 (default 0)")
 	flags.StringVar(&f.fail, "fail", "closed", "open or closed: what happens to packets while no verdictd runs")
 	flags.BoolVar(&f.loopback, "loopback", false, "send packets over the loopback interface to the queue too")
 	flags.BoolVar(&f.strictND, "strict-neighbour", false, "send IPv6 neighbour discovery to the queue too")
 	cmd.AddCommand(
 		&cobra.Command{
-			Use: "show", Args: cobra.NoArgs,
+			Use: "show", Args: noArgs,
 			Short: "Print the installed rules, or those that would be installed",
 			RunE:  func(*cobra.Command, []string) error { return f.show(e) },
 		},
 		&cobra.Command{
-			Use: "install", Args: cobra.NoArgs,
+			Use: "install", Args: noArgs,
 			Short: "Install the rules; packets wait for a verdictd run that binds the queue",
 			RunE: func(*cobra.Command, []string) error {
 				c, err := f.config()
@@ -57,7 +60,7 @@ No other table is touched.`,
 			},
 		},
 		&cobra.Command{
-			Use: "remove", Args: cobra.NoArgs,
+			Use: "remove", Args: noArgs,
 			Short: "Remove the rules",
 			RunE: func(*cobra.Command, []string) error {
 				c, err := f.config()
@@ -68,7 +71,7 @@ No other table is touched.`,
 			},
 		},
 		&cobra.Command{
-			Use: "print-iptables", Args: cobra.NoArgs,
+			Use: "print-iptables", Args: noArgs,
 			Short: "Print the same rules as iptables commands, for people who keep their own",
 			RunE: func(*cobra.Command, []string) error {
 				c, err := f.config()
@@ -105,7 +108,7 @@ func (f *hookFlags) show(e env) error {
 func (f *hookFlags) config() (hook.Config, error) {
 	bypass := f.fail == "open"
 	if !bypass && f.fail != "closed" {
-		return hook.Config{}, fmt.Errorf("--fail %q: want open or closed", f.fail)
+		return hook.Config{}, settingErrorf("fail", "want open or closed, got %q", f.fail)
 	}
 	c, err := rulesetOf(f.hooks, f.queues)
 	c.Bypass, c.Loopback, c.StrictNeighbour = bypass, f.loopback, f.strictND
@@ -114,13 +117,13 @@ func (f *hookFlags) config() (hook.Config, error) {
 
 // rulesetOf describes a ruleset that spreads the packets of hooks over queues.
 func rulesetOf(hooks string, queues config.Queues) (hook.Config, error) {
-	list, err := hook.ParseHooks(hooks)
+	list, err := hook.ParseHooks(strings.ReplaceAll(hooks, " ", ""))
 	if err != nil {
-		return hook.Config{}, err
+		return hook.Config{}, settingErrorf("hook", "%w", err)
 	}
 	for i := 1; i < len(queues); i++ {
 		if queues[i] != queues[i-1]+1 {
-			return hook.Config{}, fmt.Errorf("--queue %s: one rule can spread packets over neighbouring queues only, such as 0-3", queues.String())
+			return hook.Config{}, settingErrorf("queue", "one rule can spread packets over neighbouring queues only, such as 0-3, got %s", queues.String())
 		}
 	}
 	if len(queues) == 0 {

@@ -13,34 +13,19 @@ import (
 func TestLabBalance(t *testing.T) {
 	setup(t)
 	const senders, each = 64, 20
-	// Of 64 sources the upper half is accepted: .32 to .63 and ::20 to ::3f.
+	// Of 64 sources the upper half is accepted: .32 to .63 and :20 to :3f.
 	const policy = `package verdictd
 
 decision := {"verdict": "accept", "rule": "upper half"} if {
-	some network in {"10.98.0.32/27", "fd98::20/123"}
+	some network in {"10.98.0.32/27", "fd98::1:20/123"}
 	net.cidr_contains(network, input.ip.src)
 }
 `
-	client, server := namespace(t, "client"), namespace(t, "server")
-	cfg := lab.LinkConfig{AddrsB: []netip.Prefix{netip.MustParsePrefix("10.98.1.1/16"), netip.MustParsePrefix("fd98::1:1/64")}}
-	var sources [2][]netip.AddrPort
-	for i := range senders {
-		for family, text := range []string{fmt.Sprintf("10.98.0.%d/16", i), fmt.Sprintf("fd98::%x/64", i)} {
-			if i == 0 && family == 1 {
-				text = "fd98::1:0/64" // ::0 is the anycast address of routers
-			}
-			p := netip.MustParsePrefix(text)
-			cfg.AddrsA = append(cfg.AddrsA, p)
-			sources[family] = append(sources[family], netip.AddrPortFrom(p.Addr(), 0))
-		}
-	}
-	if err := lab.Link(client, server, cfg); err != nil {
-		t.Fatal(err)
-	}
+	client, server, sources := manySenders(t, senders)
 	d := startDaemon(t, server, policy, "--queue", "0-3")
 	d.rule("INPUT", "-p", "udp", "-j", "NFQUEUE", "--queue-balance", "0:3")
 	got := sink(t, server, sinkPort)
-	for family, addr := range []string{"10.98.1.1", "fd98::1:1"} {
+	for family, addr := range []string{"10.98.1.1", "fd98::2:1"} {
 		flood(t, client, lab.Flood{
 			To: to(addr, sinkPort), From: sources[family], Count: senders * each, First: uint32(family * senders * each),
 		})
@@ -66,14 +51,28 @@ decision := {"verdict": "accept", "rule": "upper half"} if {
 			t.Errorf("source %s on queue %d: got %s and %d datagrams, want %s and %d", r.Src, r.Own.Queue, r.Verdict.Action, received[r.Src], action, datagrams)
 		}
 	}
-	for q := range uint16(4) {
-		if queues[q] == 0 {
-			t.Errorf("got no packet on queue %d: %v", q, queues)
+	if len(queues) != 4 || queues[0]+queues[1]+queues[2]+queues[3] != 2*senders {
+		t.Errorf("got flows %v by queue, want %d on the queues 0 to 3", queues, 2*senders)
+	}
+}
+
+// manySenders links a client with many addresses, 10.98.0.0 and fd98::1:0
+// upwards, to a server, 10.98.1.1 and fd98::2:1. The sources are by family.
+func manySenders(t *testing.T, count int) (client, server *lab.Namespace, sources [2][]netip.AddrPort) {
+	t.Helper()
+	client, server = namespace(t, "client"), namespace(t, "server")
+	cfg := lab.LinkConfig{AddrsB: []netip.Prefix{netip.MustParsePrefix("10.98.1.1/14"), netip.MustParsePrefix("fd98::2:1/64")}}
+	for i := range count {
+		for family, text := range []string{fmt.Sprintf("10.98.0.%d/14", i), fmt.Sprintf("fd98::1:%x/64", i)} {
+			p := netip.MustParsePrefix(text)
+			cfg.AddrsA = append(cfg.AddrsA, p)
+			sources[family] = append(sources[family], netip.AddrPortFrom(p.Addr(), 0))
 		}
 	}
-	if n := queues[0] + queues[1] + queues[2] + queues[3]; n != 2*senders {
-		t.Errorf("got %d flows %v, want %d", n, queues, 2*senders)
+	if err := lab.Link(client, server, cfg); err != nil {
+		t.Fatal(err)
 	}
+	return client, server, sources
 }
 
 func namespace(t *testing.T, name string) *lab.Namespace {

@@ -52,14 +52,10 @@ func TestLabHooks(t *testing.T) {
 func judgeHook(t *testing.T, net *lab.Network, d *daemon, hook string) {
 	t.Helper()
 	const count = 200
-	servers := addrs("10.99.2.2", "fd99:2::2")
+	servers := addrs(server4, server6)
 	echo(t, net.Server, echoPort, deniedEchoPort)
 	good, bad := sink(t, net.Server, sinkPort), sink(t, net.Server, deniedSinkPort)
-	for i, addr := range servers {
-		for _, port := range []uint16{deniedSinkPort, sinkPort} {
-			flood(t, net.Client, lab.Flood{To: netip.AddrPortFrom(addr, port), Count: count, First: uint32(i * count)})
-		}
-	}
+	floodAll(t, net.Client, lab.Flood{Count: count}, servers, bad, good)
 	ask(t, questions(net.Client, servers...))
 	want(t, good, 2*count)
 	s := d.finish()
@@ -117,12 +113,10 @@ func TestLabFragmentsWhole(t *testing.T) {
 			const count, size = 50, 3000
 			good, bad := sink(t, net.Server, sinkPort), sink(t, net.Server, deniedSinkPort)
 			var fragments []*lab.Capture
-			for i, addr := range addrs("10.99.2.2", "fd99:2::2") {
+			for _, addr := range addrs(server4, server6) {
 				fragments = append(fragments, capture(t, net.Server, isFragmentTo(addr)))
-				for _, port := range []uint16{deniedSinkPort, sinkPort} {
-					flood(t, net.Client, lab.Flood{To: netip.AddrPortFrom(addr, port), Count: count, First: uint32(i * count), Size: size})
-				}
 			}
+			floodAll(t, net.Client, lab.Flood{Count: count, Size: size}, addrs(server4, server6), bad, good)
 			want(t, good, 2*count)
 			s := d.finish()
 			want(t, bad, 0)
@@ -130,13 +124,10 @@ func TestLabFragmentsWhole(t *testing.T) {
 			if s.accepted != 2*count || s.dropped != uint64(2*count+multicast) {
 				t.Errorf("got %d accepted and %d dropped, want %d and %d", s.accepted, s.dropped, 2*count, 2*count+multicast)
 			}
+			headers := map[bool]int{true: 20 + 8, false: 40 + 8} // by whether it is IPv4
 			for _, r := range d.records(func(r *record) bool { return r.decided() && r.Proto == "UDP" }) {
-				header := 20 + 8
-				if r.Dst.Is6() {
-					header = 40 + 8
-				}
-				if r.Own.Status != "" || r.Drop.Length+r.Own.Header.Length != header+size {
-					t.Errorf("got %+v, want a whole packet of %d bytes", r, header+size)
+				if whole := headers[r.Dst.Is4()] + size; r.Own.Status != "" || r.Drop.Length+r.Own.Header.Length != whole {
+					t.Errorf("got %+v, want a whole packet of %d bytes", r, whole)
 				}
 			}
 			// The server sees the fragments before its own hooks: three of each
@@ -157,10 +148,10 @@ func TestLabFragmentsWhole(t *testing.T) {
 // isFragmentTo matches fragments, first ones and others, to an address.
 func isFragmentTo(to netip.Addr) func([]byte) bool {
 	return func(p []byte) bool {
-		if to.Is4() {
-			return p[0]>>4 == 4 && netip.AddrFrom4([4]byte(p[16:20])) == to && (p[6]&0x3f != 0 || p[7] != 0)
+		if !isTo(p, to.String()) {
+			return false
 		}
-		return p[0]>>4 == 6 && netip.AddrFrom16([16]byte(p[24:40])) == to && p[6] == unix.IPPROTO_FRAGMENT
+		return to.Is4() && (p[6]&0x3f != 0 || p[7] != 0) || to.Is6() && p[6] == unix.IPPROTO_FRAGMENT
 	}
 }
 
@@ -186,10 +177,10 @@ func TestLabFragmentsApart(t *testing.T) {
 			const count = 40
 			got := sink(t, net.Server, sinkPort)
 			var fragments []*lab.Capture
-			for i, addr := range addrs("10.99.2.2", "fd99:2::2") {
+			for _, addr := range addrs(server4, server6) {
 				fragments = append(fragments, capture(t, net.Server, isFragmentTo(addr)))
-				flood(t, net.Client, lab.Flood{To: netip.AddrPortFrom(addr, sinkPort), Count: count, First: uint32(i * count), Size: 3000})
 			}
+			floodAll(t, net.Client, lab.Flood{Count: count, Size: 3000}, addrs(server4, server6), got)
 			for _, c := range fragments {
 				if got := c.Wait(tt.parts*count, wait); got != tt.parts*count {
 					t.Errorf("got %d fragments at the server, want %d", got, tt.parts*count)

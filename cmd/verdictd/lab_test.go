@@ -3,14 +3,13 @@ package main_test
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -36,6 +35,12 @@ const (
 const (
 	echoPort, sinkPort             = 7001, 7003
 	deniedEchoPort, deniedSinkPort = 7002, 7004
+)
+
+// Addresses of the two ends of a labtest.Router.
+const (
+	client4, client6 = "10.99.1.2", "fd99:1::2"
+	server4, server6 = "10.99.2.2", "fd99:2::2"
 )
 
 const portsPolicy = `package verdictd
@@ -69,12 +74,16 @@ type daemon struct {
 	policy string // path
 }
 
-// startDaemon runs verdictd in the namespace and waits until it judges.
+// startDaemon runs verdictd in the namespace and waits until it judges. An empty
+// policy stands for the built-in one.
 func startDaemon(t *testing.T, ns *lab.Namespace, policy string, args ...string) *daemon {
 	t.Helper()
 	d := &daemon{t: t, ns: ns, policy: filepath.Join(t.TempDir(), "policy.rego")}
-	writeFile(t, d.policy, policy)
-	d.Process = labtest.Daemon(t, ns, append([]string{"run", "--policy", d.policy}, args...)...)
+	if policy != "" {
+		writeFile(t, d.policy, policy)
+		args = append([]string{"--policy", d.policy}, args...)
+	}
+	d.Process = labtest.Daemon(t, ns, append([]string{"run"}, args...)...)
 	return d
 }
 
@@ -148,18 +157,25 @@ func (r *record) decided() bool {
 // records returns the audit log so far that keep accepts; nil keeps all.
 func (d *daemon) records(keep func(*record) bool) []record {
 	d.t.Helper()
-	var all []record
-	for line := range strings.Lines(d.Stdout()) {
+	all := parse(d.t, d.Stdout())
+	if keep == nil {
+		return all
+	}
+	return slices.DeleteFunc(all, func(r record) bool { return !keep(&r) })
+}
+
+// parse reads an audit log as far as it is written.
+func parse(t *testing.T, text string) (all []record) {
+	t.Helper()
+	for line := range strings.Lines(text) {
 		if !strings.HasSuffix(line, "\n") {
 			break // still being written
 		}
 		var r record
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			d.t.Fatalf("audit log: %v in %s", err, line)
+			t.Fatalf("audit log: %v in %s", err, line)
 		}
-		if keep == nil || keep(&r) {
-			all = append(all, r)
-		}
+		all = append(all, r)
 	}
 	return all
 }
@@ -259,125 +275,4 @@ func queued(t *testing.T, ns *lab.Namespace) uint64 {
 		}
 	}
 	return sum
-}
-
-// echo serves an echo server on the ports of all addresses of the namespace.
-func echo(t *testing.T, ns *lab.Namespace, ports ...uint16) {
-	t.Helper()
-	for _, port := range ports {
-		s, err := ns.Echo(t.Context(), netip.AddrPortFrom(netip.IPv6Unspecified(), port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { s.Close() })
-	}
-}
-
-// sink counts the datagrams to a port of all addresses of the namespace.
-func sink(t *testing.T, ns *lab.Namespace, port uint16) *lab.Sink {
-	t.Helper()
-	s, err := ns.Sink(t.Context(), netip.AddrPortFrom(netip.IPv6Unspecified(), port))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	return s
-}
-
-// capture counts the IP packets that come to eth0 and match.
-func capture(t *testing.T, ns *lab.Namespace, match func([]byte) bool) *lab.Capture {
-	t.Helper()
-	c, err := ns.Capture(t.Context(), "eth0", 0, match)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-// flood sends numbered datagrams; all must reach the kernel's OUTPUT hook.
-func flood(t *testing.T, ns *lab.Namespace, f lab.Flood) {
-	t.Helper()
-	sent, err := ns.Flood(t.Context(), f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if sent.OK+sent.Denied != f.Count {
-		t.Fatalf("got %+v sent, want %d", sent, f.Count)
-	}
-}
-
-// want fails the test if the sink does not get exactly so many datagrams, each
-// once.
-func want(t *testing.T, s *lab.Sink, count int) {
-	t.Helper()
-	got := s.Wait(count, wait)
-	if got.Distinct != count || got.Datagrams != count || got.Lost != 0 {
-		t.Errorf("sink %s: got %d datagrams, %d distinct, %d lost by the sink, want %d", s.Addr(), got.Datagrams, got.Distinct, got.Lost, count)
-	}
-}
-
-// question is a probe and the answer it should get.
-type question struct {
-	from *lab.Namespace
-	lab.Probe
-	want lab.Outcome
-}
-
-// questions returns a probe of each protocol to each address that portsPolicy
-// accepts, and one that it drops.
-func questions(from *lab.Namespace, to ...netip.Addr) []question {
-	var all []question
-	payload := func(n int) []byte { return []byte(strings.Repeat("x", n)) }
-	for _, addr := range to {
-		for _, proto := range []lab.Proto{lab.TCP, lab.UDP, lab.ICMP} {
-			good, bad := uint16(echoPort), uint16(deniedEchoPort)
-			if proto == lab.ICMP {
-				good, bad = 0, 0
-			}
-			all = append(all,
-				question{from, lab.Probe{Proto: proto, To: netip.AddrPortFrom(addr, good), Payload: payload(small), Timeout: wait}, lab.Answered},
-				question{from, lab.Probe{Proto: proto, To: netip.AddrPortFrom(addr, bad), Payload: payload(large), Timeout: silence}, lab.Silent})
-		}
-	}
-	return all
-}
-
-// ask asks all questions at once.
-func ask(t *testing.T, all []question) {
-	t.Helper()
-	errs := make([]error, len(all))
-	var wg sync.WaitGroup
-	for i, q := range all {
-		wg.Go(func() {
-			got, err := q.from.Probe(q.Probe)
-			if err == nil && got != q.want {
-				err = fmt.Errorf("%s to %s with %d bytes from %s: got %s, want %s", q.Proto, q.To, len(q.Payload), q.from.Name(), got, q.want)
-			}
-			errs[i] = err
-		})
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		t.Error(err)
-	}
-}
-
-// answered asks whether the echo port answers a UDP probe.
-func answered(t *testing.T, from *lab.Namespace, to string) {
-	t.Helper()
-	ask(t, []question{{from, lab.Probe{Proto: lab.UDP, To: netip.MustParseAddrPort(to), Timeout: wait}, lab.Answered}})
-}
-
-func addrs(list ...string) []netip.Addr {
-	out := make([]netip.Addr, len(list))
-	for i := range list {
-		out[i] = netip.MustParseAddr(list[i])
-	}
-	return out
-}
-
-// to returns the address and port.
-func to(addr string, port uint16) netip.AddrPort {
-	return netip.AddrPortFrom(netip.MustParseAddr(addr), port)
 }

@@ -11,9 +11,11 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 )
 
@@ -85,12 +87,13 @@ func newRoot(e env) *cobra.Command {
 		Use:   "verdictd",
 		Short: "Judge packets from the kernel's queue by a Rego policy",
 		Long: `verdictd judges packets that the kernel hands to userspace (-j NFQUEUE, -j QUEUE)
-by a policy written in Rego, answers ACCEPT or DROP, and writes an audit log of
-every decision. The same policy can be checked, tested and replayed on packet
-captures without root.
+by a policy written in Rego or as plain rules, answers ACCEPT or DROP, and
+writes an audit log of every decision. The same policy can be checked, tested
+and replayed on packet captures without root.
 
   verdictd demo                                 see it work in two throw-away namespaces
   verdictd check policy.rego                    is the policy right?
+  verdictd rules explain rules.yaml             what do these plain rules do?
   verdictd replay traffic.pcap --policy policy.rego
   sudo verdictd run --hook output               record what this host sends, block nothing
   sudo verdictd run --hook output,input --policy policy.rego
@@ -100,33 +103,140 @@ Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version(),
-		Args:          cobra.NoArgs,
+		Args:          noArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return badInput(fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath()))
-	})
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, flagError(err)) })
+	root.SetHelpCommand(newHelpCommand())
 	root.AddCommand(
 		newRunCommand(e), newUpgradeCommand(e), newReplayCommand(e), newCheckCommand(e), newSchemaCommand(e),
+		newRulesCommand(e),
 		newHookCommand(e), newDemoCommand(e), newManCommand(e),
 	)
-	markUsageErrors(root)
+	strictCompletion(root)
 	return root
 }
 
-// markUsageErrors makes wrong arguments count as bad input.
-func markUsageErrors(cmd *cobra.Command) {
-	if check := cmd.Args; check != nil {
-		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return badInput(fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath()))
+// strictCompletion adds cobra's completion command and makes it refuse what it
+// does not know.
+func strictCompletion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	completion, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		return // cobra has none
+	}
+	completion.Args = noArgs
+	completion.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	for _, shell := range completion.Commands() {
+		shell.Args = noArgs
+	}
+}
+
+// newHelpCommand is cobra's help command, but for unknown topics.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]...",
+		Short: "Print the help of a command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			topic, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageError(cmd.Root(), fmt.Errorf("no help on %q: there is no such command", strings.Join(args, " ")))
 			}
-			return nil
+			topic.InitDefaultHelpFlag()
+			return topic.Help()
+		},
+	}
+}
+
+// usageError marks an error in a command line as bad input and says where to
+// read on.
+func usageError(cmd *cobra.Command, err error) error {
+	return badInput(fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath()))
+}
+
+// noArgs refuses arguments. Those of a command that has subcommands are taken
+// for misspelt ones.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if !cmd.HasSubCommands() {
+		return usageError(cmd, fmt.Errorf("%s takes no arguments, got %q", cmd.Name(), args[0]))
+	}
+	hint := ""
+	cmd.SuggestionsMinimumDistance = 2 // letters that may be wrong
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = ", did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return usageError(cmd, fmt.Errorf("unknown command %q%s", args[0], hint))
+}
+
+// someArgs refuses an empty list of arguments, with the remedy.
+func someArgs(remedy string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usageError(cmd, errors.New(remedy))
 		}
+		return nil
 	}
-	for _, sub := range cmd.Commands() {
-		markUsageErrors(sub)
+}
+
+// flagError words an error of pflag as ours are.
+func flagError(err error) error {
+	invalid, ok := errors.AsType[*pflag.InvalidValueError](err)
+	if !ok {
+		return err // unknown flag, or its argument is missing
 	}
+	name, cause := invalid.GetFlag().Name, invalid.Unwrap()
+	if number, ok := errors.AsType[*strconv.NumError](cause); ok {
+		want := "a whole number"
+		if number.Func == "ParseBool" {
+			want = "true or false"
+		}
+		return settingErrorf(name, "want %s, got %q", want, invalid.GetValue())
+	}
+	return settingErrorf(name, "%w", cause)
+}
+
+// settingError says what is wrong with a setting. Settings have one name as
+// flags and in the configuration file.
+type settingError struct {
+	name string
+	err  error
+}
+
+func settingErrorf(name, format string, args ...any) error {
+	return &settingError{name, fmt.Errorf(format, args...)}
+}
+
+func (e *settingError) Error() string { return "--" + e.name + ": " + e.err.Error() }
+func (e *settingError) Unwrap() error { return e.err }
+
+// policyFlag is the path of a policy, given once: of two, one would be ignored
+// without a word, and an empty one would accept everything.
+type policyFlag struct {
+	path  *string
+	given bool
+}
+
+func (f *policyFlag) Set(path string) error {
+	switch {
+	case path == "":
+		return errors.New("the path is empty (leave the flag out to accept everything)")
+	case f.given:
+		return errors.New("given twice (put the files of a policy into one directory and give that)")
+	}
+	*f.path, f.given = path, true
+	return nil
+}
+
+func (f *policyFlag) Type() string { return "string" }
+
+func (f *policyFlag) String() string {
+	if f.path == nil {
+		return ""
+	}
+	return *f.path
 }
 
 // version returns the module's version and commit as the build recorded them.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -16,10 +15,15 @@ func newManCommand(e env) *cobra.Command {
 		Long: `man writes a man page for each command into a directory, which must exist:
 
   verdictd man /usr/local/share/man/man1`,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usageError(cmd, fmt.Errorf("want one directory to write to, got %d", len(args)))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if info, err := os.Stat(args[0]); err != nil || !info.IsDir() {
-				return badInput(errors.Join(fmt.Errorf("%s is not a directory (make it first)", args[0]), err))
+				return badInput(fmt.Errorf("%s: is not a directory (create it: mkdir -p %[1]s)", args[0]))
 			}
 			root := cmd.Root()
 			root.DisableAutoGenTag = true // the date of the build says nothing

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/netip"
 	"os/signal"
 	"time"
@@ -49,15 +48,15 @@ Exit codes: 0 every packet was judged; 1 the report could not be written;
 to the cut.`,
 		Example: "  verdictd replay traffic.pcap --policy policy.rego.example\n" +
 			"  verdictd replay --json --local 192.0.2.7/32 traffic.pcapng.zst --policy policy/ | jq .verdict",
-		Args: cobra.MinimumNArgs(1),
+		Args: someArgs("no capture to replay: name a pcap or pcapng file, or - for standard input"),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, e, args) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.policy, "policy", "", "Rego `FILE` or directory; default: accept everything")
+	flags.Var(&policyFlag{path: &f.policy}, "policy", "Rego or rules `FILE`, or directory; default: accept everything")
 	flags.StringVar(&f.mode, "mode", "enforce", "enforce, or monitor: accept everything and say what would be dropped")
 	flags.StringVar(&f.fail, "fail", "", "open or closed: what happens to packets that cannot be judged (default closed; open in monitor mode)")
 	flags.StringVar(&f.hook, "hook", "", "judge every packet at this `HOOK`: prerouting, input, forward, output, postrouting")
-	flags.StringSliceVar(&f.local, "local", nil, "`CIDR` of the host that judges; may be repeated")
+	flags.StringArrayVar(&f.local, "local", nil, "`CIDR` of the host that judges; may be repeated")
 	flags.StringVar(&f.iface, "interface", "", "`NAME` of the interface of captures that name none")
 	flags.BoolVar(&f.json, "json", false, "print one JSON object per packet")
 	flags.BoolVar(&f.absolute, "absolute", false, "print times of day (UTC) and not those since the first packet")
@@ -88,32 +87,37 @@ func (f *replayFlags) run(cmd *cobra.Command, e env, captures []string) error {
 
 	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	out := e.stdout
+	context.AfterFunc(ctx, stop) // a capture that waits for its writer ends at the second signal
+	report := &reportWriter{to: e.stdout}
 	if f.quiet {
-		out = io.Discard
+		report.to = io.Discard
 	}
-	summary, err := replay.Run(ctx, options, captures, &judge{worker: eng.NewWorker(nil)}, out)
+	summary, err := replay.Run(ctx, options, captures, &judge{worker: eng.NewWorker(nil)}, report)
 	if e.stderrTerminal {
 		fmt.Fprint(e.stderr, "\r\x1b[K")
 	}
 	if summary.Captures > 0 {
-		fmt.Fprintln(e.stderr, summary.String())
+		fmt.Fprint(e.stderr, summary.String())
 	}
-	return replayError(err)
-}
-
-// replayError tells captures at fault from a report that cannot be written.
-func replayError(err error) error {
-	_, capture := errors.AsType[*replay.CaptureError](err)
-	_, link := errors.AsType[*replay.LinkTypeError](err)
-	_, path := errors.AsType[*fs.PathError](err)
 	switch {
 	case errors.Is(err, context.Canceled):
 		return errors.New("interrupted")
-	case capture || link || path:
-		return badInput(err)
+	case report.failed:
+		return err
 	}
-	return err
+	return badInput(err) // a capture is at fault
+}
+
+// reportWriter remembers whether writing failed.
+type reportWriter struct {
+	to     io.Writer
+	failed bool
+}
+
+func (w *reportWriter) Write(b []byte) (int, error) {
+	n, err := w.to.Write(b)
+	w.failed = w.failed || err != nil
+	return n, err
 }
 
 // parse turns flags into settings.
@@ -124,13 +128,13 @@ func (f *replayFlags) parse(cmd *cobra.Command) (s engine.Snapshot, o replay.Opt
 	if s.FailOpen, err = parseFail(f.fail, s.Mode); err != nil {
 		return s, o, err
 	}
-	if f.flows < 0 {
-		return s, o, fmt.Errorf("--flows %d: want a positive number", f.flows)
+	if err := checkRange("flows", f.flows, minFlows, maxFlows); err != nil {
+		return s, o, err
 	}
 	if f.hook != "" {
 		h, ok := packet.ParseHook(f.hook)
 		if !ok {
-			return s, o, fmt.Errorf("--hook %q: want prerouting, input, forward, output or postrouting", f.hook)
+			return s, o, settingErrorf("hook", "want prerouting, input, forward, output or postrouting, got %q", f.hook)
 		}
 		o.FixHook, o.Hook = true, h
 	}
@@ -140,7 +144,7 @@ func (f *replayFlags) parse(cmd *cobra.Command) (s engine.Snapshot, o replay.Opt
 			p, err = netip.PrefixFrom(a, a.BitLen()), nil
 		}
 		if err != nil {
-			return s, o, fmt.Errorf("--local %q: want an address or a network such as 192.0.2.0/24", text)
+			return s, o, settingErrorf("local", "want an address or a network such as 192.0.2.0/24, got %q", text)
 		}
 		o.Local = append(o.Local, p.Masked())
 	}
@@ -157,7 +161,7 @@ func parseMode(text string) (engine.Mode, error) {
 			return m, nil
 		}
 	}
-	return 0, fmt.Errorf("mode %q: want enforce or monitor", text)
+	return 0, settingErrorf("mode", "want enforce or monitor, got %q", text)
 }
 
 // parseFail returns whether to fail open; the default follows the mode.
@@ -170,7 +174,7 @@ func parseFail(text string, mode engine.Mode) (open bool, err error) {
 	case "closed":
 		return false, nil
 	}
-	return false, fmt.Errorf("fail %q: want open or closed", text)
+	return false, settingErrorf("fail", "want open or closed, got %q", text)
 }
 
 // progress shows on a terminal how far a replay is that takes longer than a
@@ -216,18 +220,19 @@ func (j *judge) Judge(m *packet.Meta, data []byte) replay.Outcome {
 		r.Rule, r.Detail = o.Decision.Rule, o.Decision.Reason
 	}
 	if o.Monitor {
-		r.Detail = wouldHave(o)
+		r.Detail = wouldHave(o, r.Detail)
 	}
 	return r
 }
 
-// wouldHave says what monitor mode did not do.
-func wouldHave(o *engine.Outcome) string {
-	if o.Decision == nil {
-		return "would drop"
+// wouldHave says what monitor mode did not do, and why it would have.
+func wouldHave(o *engine.Outcome, why string) string {
+	action := packet.Drop
+	if o.Decision != nil {
+		action = o.Decision.Action
 	}
-	if o.Decision.Reason == "" {
-		return "would " + o.Decision.Action.String()
+	if why == "" {
+		return "would " + action.String()
 	}
-	return "would " + o.Decision.Action.String() + ": " + o.Decision.Reason
+	return "would " + action.String() + ": " + why
 }

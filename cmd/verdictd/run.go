@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os/signal"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -54,22 +56,30 @@ Needs CAP_NET_ADMIN.`,
 		Example: "  sudo verdictd run --hook output\n" +
 			"  sudo verdictd run --hook output,input --policy policy.rego --log /var/log/verdictd/eve.json\n" +
 			"  sudo verdictd run --queue 0-3 --policy policy/ --nflog-group 5",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := mergeConfig(file, cmd.Flags())
 			if err != nil {
 				return badInput(err)
 			}
-			if c.Hook == "print-iptables" {
-				return printIptables(e, c)
+			printOnly := c.Hook == "print-iptables"
+			if printOnly {
+				c.Hook = "output,input,forward"
 			}
 			s, err := newSettings(c)
 			if err != nil {
-				return badInput(err)
+				return badInput(inFile(err, file, cmd.Flags()))
+			}
+			if printOnly {
+				return hook.PrintIptables(*s.ruleset, e.stdout)
 			}
 			if keep && !handover.Kept() {
 				return runKeeper(e)
 			}
+			// A log that nobody reads any more is counted as lost. To die of it
+			// would leave the rules in, and packets without an answer.
+			signal.Ignore(unix.SIGPIPE)
+			defer signal.Reset(unix.SIGPIPE)
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
 			d := newDaemon(e, s)
@@ -88,7 +98,7 @@ Needs CAP_NET_ADMIN.`,
 // bindFlags defines a flag for each setting; its default is what c holds.
 func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.Var(&c.Queues, "queue", "queues to bind: 0, 0-3 or 0-3,8 (default 0)")
-	flags.StringVar(&c.Policy, "policy", c.Policy, "Rego `FILE` or directory (default: accept and record everything)")
+	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego or rules `FILE`, or directory (default: accept and record everything)")
 	flags.StringVar(&c.Mode, "mode", c.Mode, "enforce or monitor (default: enforce if there is a policy)")
 	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
@@ -126,6 +136,16 @@ func mergeConfig(file string, given *pflag.FlagSet) (config.Config, error) {
 	return c, err
 }
 
+// inFile gives the errors of settings that came from the configuration file
+// its name and the key they have there.
+func inFile(err error, file string, given *pflag.FlagSet) error {
+	e, ok := errors.AsType[*settingError](err)
+	if !ok || file == "" || given.Changed(e.name) {
+		return err
+	}
+	return fmt.Errorf("%s: %s: %w", file, strings.Replace(e.name, "log-", "log.", 1), e.err)
+}
+
 // settings are a checked configuration.
 type settings struct {
 	config.Config
@@ -157,15 +177,19 @@ func newSettings(c config.Config) (settings, error) {
 	}
 	if s.PolicyBudget != "" {
 		if s.budget, err = time.ParseDuration(s.PolicyBudget); err != nil || s.budget <= 0 {
-			return s, fmt.Errorf("policy-budget %q: want a time such as 10ms", s.PolicyBudget)
+			return s, settingErrorf("policy-budget", "want a time such as 10ms, got %q", s.PolicyBudget)
 		}
 	}
 	if err := checkRanges(&s.Config); err != nil {
 		return s, err
 	}
 	if s.Hook == "" {
-		if s.Loopback || s.StrictND {
-			return s, fmt.Errorf("loopback and strict-neighbour say something about the rules of --hook, which is not given")
+		const needsHook = "goes with --hook only (it changes the rules that --hook installs)"
+		if s.Loopback {
+			return s, settingErrorf("loopback", needsHook)
+		}
+		if s.StrictND {
+			return s, settingErrorf("strict-neighbour", needsHook)
 		}
 		return s, nil
 	}
@@ -192,25 +216,30 @@ func checkRanges(c *config.Config) error {
 		name            string
 		value, min, max int
 	}{
-		{"flows", c.Flows, 64, 1 << 26},
+		{"flows", c.Flows, minFlows, maxFlows},
 		{"queue-length", c.QueueLength, 1, 65536},
 		{"copy-range", c.CopyRange, 128, 65531},
 		{"log-keep", c.Log.Keep, 1, 1000},
 	} {
-		if n.value != 0 && (n.value < n.min || n.value > n.max) {
-			return fmt.Errorf("%s %d: want %d to %d", n.name, n.value, n.min, n.max)
+		if err := checkRange(n.name, n.value, n.min, n.max); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func printIptables(e env, c config.Config) error {
-	c.Hook = "output,input,forward"
-	s, err := newSettings(c)
-	if err != nil {
-		return badInput(err)
+// Bounds of --flows.
+const (
+	minFlows = 64
+	maxFlows = 1 << 26
+)
+
+// checkRange checks a number; 0 stands for the default.
+func checkRange(name string, value, low, high int) error {
+	if value != 0 && (value < low || value > high) {
+		return settingErrorf(name, "want %d to %d, got %d", low, high, value)
 	}
-	return hook.PrintIptables(*s.ruleset, e.stdout)
+	return nil
 }
 
 // newDaemon returns a daemon that is ready to run.

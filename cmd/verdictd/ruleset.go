@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/verdictd/verdictd/hook"
+)
+
+// keepRules looks now and then whether the rules are still as they were put
+// in, and puts them in again if not: a "flush ruleset" by somebody else would
+// let everything pass unseen. When ctx is done it takes the rules out of use;
+// when serve is done they are another process's.
+func (d *daemon) keepRules(ctx, serve context.Context) error {
+	if d.ruleset == nil {
+		select {
+		case <-ctx.Done():
+		case <-serve.Done():
+		}
+		return nil
+	}
+	ticker := time.NewTicker(rulesEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return d.ruleset.Stop()
+		case <-serve.Done():
+			return nil
+		case <-ticker.C:
+		}
+		err := d.ruleset.Verify()
+		if err == nil {
+			continue
+		}
+		d.log.Error("rules changed, putting them in again", "reason", err)
+		d.audit.Admin("rules_changed", err.Error())
+		if _, err := hook.Install(*d.settings.ruleset); err != nil {
+			d.log.Error("rules not put in", "error", err) // and tried again
+		}
+	}
+}
+
+// rulesEvery is how often the rules are looked at.
+const rulesEvery = 2 * time.Second
