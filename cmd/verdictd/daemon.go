@@ -82,7 +82,7 @@ func (d *daemon) run(ctx context.Context) error {
 	endAudit()
 	audit.Wait()
 	if d.heir != nil {
-		return errors.Join(err, auditErr, d.release())
+		return errors.Join(err, auditErr, d.release(ctx))
 	}
 	d.report()
 	return errors.Join(err, auditErr)

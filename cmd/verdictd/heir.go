@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 
 	"github.com/verdictd/verdictd/internal/handover"
@@ -211,9 +212,13 @@ func (d *daemon) resume(err error) error {
 	return nil
 }
 
-// release tells the heir that the audit log is closed, and lets it go.
-func (d *daemon) release() error {
+// release tells the heir that the audit log is closed, and lets it go. Told to
+// stop after it had let go, the daemon passes that on.
+func (d *daemon) release(ctx context.Context) error {
 	h := d.heir
+	if ctx.Err() != nil {
+		_ = h.cmd.Process.Signal(syscall.SIGTERM) // fails if it has ended
+	}
 	if err := h.conn.SetDeadline(time.Now().Add(handOverLimit)); err != nil {
 		return err
 	}

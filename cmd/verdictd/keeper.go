@@ -113,6 +113,7 @@ func (k *keeper) run() (code int, err error) {
 				return exitError, err
 			}
 		case s := <-k.signals:
+			k.drain() // the worker may have changed
 			if s == unix.SIGCHLD {
 				if code, over, err := k.reap(); over {
 					return code, err
@@ -170,6 +171,9 @@ func (k *keeper) hear(n *handover.Notice) {
 	if pid, err := strconv.Atoi(n.Values["MAINPID"]); err == nil && pid != k.worker && k.ours(pid) {
 		k.log.Info("following the upgrade", "worker", pid, "before", k.worker)
 		k.worker = pid
+		if k.stopping { // the old one, which was told, had already let go
+			k.forward(unix.SIGTERM)
+		}
 	}
 	if n.Values["READY"] == "1" {
 		k.ready, k.readyAt = true, time.Now()
@@ -239,7 +243,7 @@ func (k *keeper) bury(status unix.WaitStatus) (code int, over bool, err error) {
 	return 0, false, nil
 }
 
-// drain hears everything that the dead worker said.
+// drain hears everything that was said before.
 func (k *keeper) drain() {
 	if k.store.Mark() != nil {
 		return

@@ -27,7 +27,7 @@ import (
 // a second.
 func TestLabCrash(t *testing.T) {
 	setup(t)
-	const rounds, rate = 5, 5_000
+	const rounds, rate = 4, 5_000
 	net := labtest.Pair(t)
 	got, denied := sink(t, net.Server, sinkPort), sink(t, net.Server, deniedSinkPort)
 	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output", "--queue-length", "65536")

@@ -201,13 +201,19 @@ func TestLabUpgrade(t *testing.T) {
 	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output,input", "--queue-length", "65536")
 	old := holdConnection(t, net.Client)
 
+	began := time.Now()
 	l, stop := runLoad(t, net, rate, conns)
 	for range rounds {
+		before := got.Received().Distinct
+		if !lab.Poll(wait, func() bool { return got.Received().Distinct > before+rate/10 }) {
+			t.Fatalf("no datagrams come: %s", u.Stderr())
+		}
 		u.upgrade()
 		old.check()
 		flood(t, net.Client, lab.Flood{To: to("10.99.0.2", deniedSinkPort), Count: 10})
 	}
 	stop()
+	took := time.Since(began).Seconds()
 	old.check()
 	want(t, got, int(l.sent.Load()))
 	want(t, denied, 0)
@@ -221,7 +227,8 @@ func TestLabUpgrade(t *testing.T) {
 	for _, m := range regexp.MustCompile(`packets_waited=(\S+) flows=(\d+)`).FindAllStringSubmatch(u.Stderr(), -1) {
 		t.Logf("took over: packets waited %s, %s flows", m[1], m[2])
 	}
-	t.Logf("%d upgrades, %d datagrams, %d connections, 0 lost", rounds, l.sent.Load(), l.connected.Load())
+	t.Logf("%d upgrades; %d datagrams (%.0f/s), %d connections (%.0f/s)", rounds,
+		l.sent.Load(), float64(l.sent.Load())/took, l.connected.Load(), float64(l.connected.Load())/took)
 }
 
 // held is a connection that stays.
