@@ -32,10 +32,12 @@ func mayImport() map[string][]string {
 		"logsink":              {"packet", "rules", "internal/nfnl"},
 		"engine":               {"packet", "rules", "logsink"},
 		"queue":                {"packet", "internal/nfnl"},
+		"ledger":               {"queue"},
+		"internal/control":     {},
 		"replay":               {"packet"},
 		"bench/queue":          {"packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
-		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config",
-			"internal/links", "internal/lab", "internal/nfnl", "internal/handover"},
+		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config", "ledger",
+			"internal/control", "internal/links", "internal/lab", "internal/nfnl", "internal/handover"},
 	}
 }
 

@@ -18,19 +18,25 @@ import (
 // "log." and the like written "log-". The zero value of a field, except where
 // stated, is its default.
 type Config struct {
-	Queues       Queues `yaml:"queue"`    // default: 0
-	Policy       string `yaml:"policy"`   // default: accept and record everything
-	Mode         string `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
-	Fail         string `yaml:"fail"`     // open, closed; default: closed in enforce mode
-	Hook         string `yaml:"hook"`     // such as "output,input"; default: the user keeps the rules
-	Loopback     bool   `yaml:"loopback"` // with hook: judge loopback traffic too
-	StrictND     bool   `yaml:"strict-neighbour"`
-	NFLogGroups  Groups `yaml:"nflog-group"`
-	Flows        int    `yaml:"flows"`         // default: 65536 per queue
-	QueueLength  int    `yaml:"queue-length"`  // packets; default: 8192
-	CopyRange    int    `yaml:"copy-range"`    // bytes; default: 256
-	PolicyBudget string `yaml:"policy-budget"` // duration; default: 50ms
-	Log          Log    `yaml:"log"`
+	Queues        Queues `yaml:"queue"`    // default: 0
+	Policy        string `yaml:"policy"`   // default: accept and record everything
+	Mode          string `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
+	Fail          string `yaml:"fail"`     // open, closed; default: closed in enforce mode
+	Hook          string `yaml:"hook"`     // such as "output,input"; default: the user keeps the rules
+	Loopback      bool   `yaml:"loopback"` // with hook: judge loopback traffic too
+	StrictND      bool   `yaml:"strict-neighbour"`
+	Offload       string `yaml:"offload"`      // on, off; default: on with hook
+	OffloadMask   string `yaml:"offload-mask"` // bits of marks that are verdictd's; default: 0xff000000
+	ResetDenied   bool   `yaml:"reset-denied"` // reset connections that a new policy denies
+	NFLogGroups   Groups `yaml:"nflog-group"`
+	Flows         int    `yaml:"flows"`          // default: 65536 per queue
+	QueueLength   int    `yaml:"queue-length"`   // packets; default: 8192
+	CopyRange     int    `yaml:"copy-range"`     // bytes; default: 256
+	PolicyBudget  string `yaml:"policy-budget"`  // duration; default: 50ms
+	Control       string `yaml:"control"`        // socket for verdictd status; "none": none; default: /run/verdictd/verdictd.sock
+	Metrics       string `yaml:"metrics"`        // address to serve metrics at; default: none
+	StatsInterval string `yaml:"stats-interval"` // duration; "0": none; default: 60s
+	Log           Log    `yaml:"log"`
 }
 
 // Log are the settings of the audit log.
@@ -97,8 +103,8 @@ func kindName(t reflect.Type) string {
 }
 
 func knownKeys() string {
-	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, nflog-group, flows, queue-length, copy-range, " +
-		"policy-budget, log; in log: file, pretty, max-size, keep"
+	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, " +
+		"policy-budget, control, metrics, stats-interval, log; in log: file, pretty, max-size, keep"
 }
 
 // Queues is a list of queue numbers, written "0", "0-3" or "0-3,8".

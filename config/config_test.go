@@ -44,7 +44,7 @@ log:
 }
 
 func TestParseErrors(t *testing.T) {
-	const keys = "(known keys: queue, policy, mode, fail, hook, loopback, strict-neighbour, nflog-group, flows, queue-length, copy-range, policy-budget, log; in log: file, pretty, max-size, keep)"
+	const keys = "(known keys: queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, policy-budget, control, metrics, stats-interval, log; in log: file, pretty, max-size, keep)"
 	tests := []struct{ name, text, want string }{
 		{"empty", "", ""},
 		{"comment only", "# nothing\n", ""},

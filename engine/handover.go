@@ -55,17 +55,20 @@ func fieldsDigest() string {
 	return hex.EncodeToString(sum[:])
 }
 
+// Continues returns whether s judges as the past snapshot did: same policy, mode,
+// failure setting and input document.
+func (p *Past) Continues(s Snapshot) bool {
+	return p.Epoch != 0 && p.Hash == s.Hash && p.Mode == s.Mode && p.FailOpen == s.FailOpen && p.Fields == fieldsDigest()
+}
+
 // Succeed publishes s as the snapshot that follows the past one, before any
-// worker runs. If s judges as the past snapshot did (same policy, mode,
-// failure setting and input document), it keeps that one's generation and what
-// flows remember holds; same is then true. Else s gets the next generation,
-// and flows are judged anew as after a reload.
-func (e *Engine) Succeed(past Past, s Snapshot) (generation uint64, same bool) {
-	same = past.Epoch != 0 && past.Hash == s.Hash && past.Mode == s.Mode &&
-		past.FailOpen == s.FailOpen && past.Fields == fieldsDigest()
+// worker runs, and returns its generation. If s continues the past snapshot, it
+// keeps that one's generation and what flows remember holds. Else s gets the
+// next generation, and flows are judged anew as after a reload.
+func (e *Engine) Succeed(past Past, s Snapshot) (generation uint64) {
 	s.Generation = past.Generation
 	epoch := past.Epoch
-	if !same {
+	if !past.Continues(s) {
 		s.Generation++
 		epoch = nextEpoch(epoch)
 	}
@@ -75,7 +78,7 @@ func (e *Engine) Succeed(past Past, s Snapshot) (generation uint64, same bool) {
 	for _, w := range e.workers {
 		w.nextFlow += past.NextFlow
 	}
-	return s.Generation, same
+	return s.Generation
 }
 
 // Past returns what to tell the worker's successor beside its flows.
@@ -103,7 +106,7 @@ func (k *knownDecisions) past() KnownDecisions {
 
 // Inherit takes over what a worker of another process left, before Handle is
 // first called: first this, then its flows by AddFlows. same is what
-// Engine.Succeed returned.
+// Past.Continues returned.
 func (w *Worker) Inherit(p WorkerPast, same bool) {
 	w.counts = p.Stats
 	w.known = w.remembered(p.Known, same)
@@ -149,4 +152,7 @@ func newKnown(epoch uint32) knownDecisions {
 
 // Leave ends the worker without ending its flows, which go on elsewhere, and
 // publishes the final counts.
-func (w *Worker) Leave() { w.publishStats() }
+func (w *Worker) Leave() {
+	w.publishStats()
+	w.closed.Store(true)
+}

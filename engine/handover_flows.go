@@ -114,7 +114,7 @@ func (e *entry) append(b []byte) []byte {
 	le := binary.LittleEndian
 	b = append(append(b, e.key.lo[:]...), e.key.hi[:]...)
 	b = le.AppendUint16(le.AppendUint16(b, e.key.loPort), e.key.hiPort)
-	b = append(b, e.key.protocol, e.key.version, e.key.place, e.known, e.initiator, e.tcp, uint8(e.hook), 0)
+	b = append(b, e.key.protocol, e.key.version, e.key.place, e.known, e.initiator, e.tcp, uint8(e.hook), flags(e.offloaded, e.reset))
 	for _, v := range [...]uint64{e.id, uint64(e.start), uint64(e.last), e.packets[0], e.packets[1], e.bytes[0], e.bytes[1]} {
 		b = le.AppendUint64(b, v)
 	}
@@ -136,6 +136,7 @@ func (e *entry) decode(b []byte) {
 	e.key.loPort, e.key.hiPort = le.Uint16(b[32:]), le.Uint16(b[34:])
 	e.key.protocol, e.key.version, e.key.place = b[36], b[37], b[38]
 	e.known, e.initiator, e.tcp, e.hook = b[39], b[40]&1, b[41], packet.Hook(b[42])
+	e.offloaded, e.reset = b[43]&1 != 0, b[43]&2 != 0
 	e.id, e.start, e.last = le.Uint64(b[44:]), int64(le.Uint64(b[52:])), int64(le.Uint64(b[60:]))
 	for dir := range 2 {
 		e.packets[dir] = le.Uint64(b[68+8*dir:])
@@ -155,14 +156,18 @@ func (s *slot) append(b []byte) []byte {
 	for _, v := range s.values {
 		b = le.AppendUint64(b, v)
 	}
-	var flags uint16
-	for i, on := range [...]bool{s.accept, s.failed, s.peer, s.logged} {
+	b = le.AppendUint16(le.AppendUint16(b, s.shape), uint16(flags(s.accept, s.failed, s.peer, s.logged, s.final)))
+	return append(b, make([]byte, slotSize-36)...)
+}
+
+// flags returns a number with bit i set if the i-th value is true.
+func flags(values ...bool) (set uint8) {
+	for i, on := range values {
 		if on {
-			flags |= 1 << i
+			set |= 1 << i
 		}
 	}
-	b = le.AppendUint16(le.AppendUint16(b, s.shape), flags)
-	return append(b, make([]byte, slotSize-36)...)
+	return set
 }
 
 func (s *slot) decode(b []byte) {
@@ -171,8 +176,8 @@ func (s *slot) decode(b []byte) {
 	for i := range s.values {
 		s.values[i] = le.Uint64(b[8+8*i:])
 	}
-	flags := le.Uint16(b[34:])
 	s.shape = le.Uint16(b[32:])
-	s.accept, s.failed = flags&1 != 0, flags&2 != 0
-	s.peer, s.logged = flags&4 != 0, flags&8 != 0
+	set := le.Uint16(b[34:])
+	s.accept, s.failed, s.peer = set&1 != 0, set&2 != 0, set&4 != 0
+	s.logged, s.final = set&8 != 0, set&16 != 0
 }

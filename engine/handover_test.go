@@ -23,7 +23,8 @@ func (b *bench) succeed(cfg engine.Config, s engine.Snapshot) (next *bench, same
 	var worker engine.WorkerPast
 	through(b.t, b.engine.Past(), &past)
 	through(b.t, b.worker.Past(), &worker)
-	next.gen, same = next.engine.Succeed(past, s)
+	same = past.Continues(s)
+	next.gen = next.engine.Succeed(past, s)
 	next.worker.Inherit(worker, same)
 	err := b.worker.EachFlows(func(block []byte) error {
 		_, err := next.worker.AddFlows(slices.Clone(block))
@@ -187,8 +188,8 @@ func FuzzAddFlows(f *testing.F) {
 	f.Fuzz(func(t *testing.T, block []byte) {
 		e := engine.New(engine.Config{Flows: 64})
 		w := e.NewWorker(nil)
-		_, same := e.Succeed(past, engine.Snapshot{Policy: https(), Hash: "h"})
-		w.Inherit(engine.WorkerPast{Known: engine.KnownDecisions{Epoch: past.Epoch, List: []rules.Decision{{}}, Shapes: make([]rules.FieldSet, 1)}}, same)
+		e.Succeed(past, engine.Snapshot{Policy: https(), Hash: "h"})
+		w.Inherit(engine.WorkerPast{Known: engine.KnownDecisions{Epoch: past.Epoch, List: []rules.Decision{{}}, Shapes: make([]rules.FieldSet, 1)}}, true)
 		if _, err := w.AddFlows(block); err != nil {
 			return
 		}

@@ -98,6 +98,9 @@ func (q *Queue) Recover() error {
 		return fmt.Errorf("recover queue %d: not bound: %w", q.cfg.Num, syscall.ENODEV)
 	}
 	q.lastID, q.recovering = kernel[0].LastID, true
+	if q.nextID == 1 { // nobody has counted them yet
+		q.dropped = kernel[0].UserDropped
+	}
 	return q.configure(false)
 }
 
@@ -106,7 +109,8 @@ func (q *Queue) repeat(id uint32) {
 	if !q.recovering {
 		return
 	}
-	q.recovering, q.nextID = false, id+1
+	q.count.earlier.Add(uint64(max(int32(id+1-q.nextID-q.dropped), 0)))
+	q.recovering, q.nextID, q.dropped = false, id+1, 0
 	var w nfnl.Writer
 	appendRepeat(&w, q.cfg.Num, id)
 	if q.conn.Send(w.Bytes()) != nil {

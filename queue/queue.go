@@ -46,6 +46,7 @@ type Queue struct {
 	// What an owner that died may have read and not answered; see Recover.
 	recovering bool
 	lastID     uint32 // of the packets that came before Recover
+	dropped    uint32 // of them, packets that found no room
 
 	before Stats // of earlier owners
 

@@ -51,6 +51,7 @@ type Stats struct {
 	Malformed   uint64 // messages or attributes that could not be decoded
 	Unknown     uint64 // messages of an unknown kind
 	SendRetries uint64 // batches of verdicts sent again, the kernel being short of memory
+	Earlier     uint64 // packets that somebody read who died: they came again under new ids, or were answered before
 	Repeats     uint64 // how often packets of a dead owner were sent through their hook again
 }
 
@@ -66,6 +67,7 @@ type counters struct {
 	gaps         atomic.Uint64
 	malformed    atomic.Uint64
 	unknown      atomic.Uint64
+	earlier      atomic.Uint64
 	repeats      atomic.Uint64
 }
 
@@ -107,6 +109,7 @@ func (q *Queue) Stats() Stats {
 		Malformed:    s.Malformed + c.malformed.Load(),
 		Unknown:      c.unknown.Load(),
 		SendRetries:  s.SendRetries,
+		Earlier:      c.earlier.Load(),
 		Repeats:      c.repeats.Load(),
 	}
 	sum.add(&q.before)
@@ -130,5 +133,12 @@ func (s *Stats) add(t *Stats) {
 	s.Malformed += t.Malformed
 	s.Unknown += t.Unknown
 	s.SendRetries += t.SendRetries
+	s.Earlier += t.Earlier
 	s.Repeats += t.Repeats
 }
+
+// MaxLen returns how many packets may wait for a verdict.
+func (q *Queue) MaxLen() uint32 { return q.cfg.MaxLen }
+
+// FailOpen returns Config.FailOpen.
+func (q *Queue) FailOpen() bool { return q.cfg.FailOpen }

@@ -40,6 +40,8 @@ type daemon struct {
 	workers    []*engine.Worker
 	nflog      *logsink.NFLogReader
 	ruleset    *hook.Ruleset
+	marks      *offload
+	observer   observer
 
 	line     *succession       // never nil
 	heir     *heir             // has taken or is taking our place
@@ -62,7 +64,7 @@ func (d *daemon) run(ctx context.Context) error {
 	d.policy = loaded
 	// From here on, what was opened is closed again.
 	defer d.close()
-	if err := d.open(); err != nil {
+	if err := d.open(ctx); err != nil {
 		return err
 	}
 	d.openUpgrades()
@@ -77,6 +79,7 @@ func (d *daemon) run(ctx context.Context) error {
 	})
 	err = d.judge(ctx)
 	if d.heir == nil {
+		d.recordStats()
 		d.audit.Admin("stop", "verdictd stopped")
 	}
 	endAudit()
@@ -94,7 +97,7 @@ func (d *daemon) source() policy.Source {
 
 // open opens everything that needs rights or can be in use by others, but for
 // the rules.
-func (d *daemon) open() error {
+func (d *daemon) open(ctx context.Context) error {
 	var err error
 	if d.links, err = links.Open(d.netns); err != nil {
 		return err
@@ -109,7 +112,7 @@ func (d *daemon) open() error {
 	for _, num := range d.Queues {
 		d.workers = append(d.workers, d.engine.NewWorker(d.audit.Ring(fmt.Sprintf("queue %d", num))))
 	}
-	if err := d.takeOver(); err != nil {
+	if err := d.takeOver(ctx); err != nil {
 		return err
 	}
 	for _, num := range d.Queues {
@@ -123,8 +126,8 @@ func (d *daemon) open() error {
 		d.queues = append(d.queues, q)
 	}
 	d.attached = time.Now()
-	if len(d.NFLogGroups) == 0 {
-		return nil
+	if err := d.openObserver(); err != nil || len(d.NFLogGroups) == 0 {
+		return err
 	}
 	d.nflog, err = d.openNFLog(logsink.NFLogConfig{
 		Groups: d.NFLogGroups, NetNS: d.netns, InterfaceName: d.links.Name,
@@ -174,6 +177,7 @@ func (d *daemon) close() {
 	if d.upgrades != nil {
 		d.upgrades.Close()
 	}
+	d.closeObserver()
 	d.leave()
 	if d.ruleset != nil {
 		if err := d.ruleset.Close(); err != nil {
@@ -232,7 +236,9 @@ func (d *daemon) judgeOn(ctx context.Context) error {
 		tasks.Go(func() error { return d.nflog.Run(serve) })
 	}
 	var beside sync.WaitGroup
-	for _, task := range []func(context.Context) error{d.followLinks, d.followPolicy, d.serveUpgrades} {
+	for _, task := range []func(context.Context) error{
+		d.followLinks, d.followPolicy, d.followHangups, d.observe, d.serveUpgrades,
+	} {
 		beside.Add(1)
 		tasks.Go(func() error {
 			defer beside.Done()
@@ -266,36 +272,36 @@ func (d *daemon) followLinks(ctx context.Context) error {
 	return d.links.Run(ctx, d.netns, d.engine.Refresh)
 }
 
-// followPolicy loads the policy again when its files change and at SIGHUP.
+// followPolicy loads the policy again when its files change and when it is asked
+// to.
 func (d *daemon) followPolicy(ctx context.Context) error {
-	reload := make(chan struct{}, 1)
-	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { return d.followHangups(ctx, reload) })
-	tasks.Go(func() error {
-		return policy.Watch(ctx, policy.WatchConfig{
-			Source: d.source(), Hash: d.policy.Hash(), Reload: reload, OnChange: d.changePolicy,
-		})
+	now, _ := d.engine.Snapshot()
+	return policy.Watch(ctx, policy.WatchConfig{
+		Source: d.source(), Hash: now.Hash, Reload: d.observer.reload.ask,
+		OnChange: func(p *policy.Policy, err error) { d.changePolicy(ctx, p, err) },
 	})
-	return tasks.Wait()
 }
 
 // announce puts the rules in, which replace those of the daemon before without
 // a gap, and says that packets are judged now.
 func (d *daemon) announce() error {
+	if d.announced { // a failed upgrade may have changed them
+		return d.restoreRules()
+	}
 	var ruleset *hook.Ruleset
 	if d.settings.ruleset != nil {
 		var err error
-		if ruleset, err = hook.Install(*d.settings.ruleset); err != nil {
+		if ruleset, err = d.marks.install(*d.settings.ruleset); err != nil {
 			return err
 		}
-	}
-	if d.announced { // a failed upgrade may have changed them
-		return nil
 	}
 	if err := d.commit(); err != nil {
 		return err
 	}
 	d.ruleset, d.announced = ruleset, true
+	if ruleset != nil {
+		d.observer.book.SetRules(d.queued)
+	}
 	d.settle()
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
@@ -314,7 +320,7 @@ func (d *daemon) hookText() string {
 }
 
 // followHangups reloads the policy and reopens the log files at each SIGHUP.
-func (d *daemon) followHangups(ctx context.Context, reload chan<- struct{}) error {
+func (d *daemon) followHangups(ctx context.Context) error {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
 	defer signal.Stop(hangups)
@@ -324,35 +330,43 @@ func (d *daemon) followHangups(ctx context.Context, reload chan<- struct{}) erro
 			return nil
 		case <-hangups:
 			d.audit.Reopen()
-			select {
-			case reload <- struct{}{}:
-			default: // one is under way and will read the same files
-			}
+			d.observer.reload.request(ctx, nil)
 		}
 	}
 }
 
 // changePolicy takes a new policy into use, or says why it was refused.
-func (d *daemon) changePolicy(p *policy.Policy, err error) {
+func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) {
 	if err != nil {
 		d.log.Error("policy refused, the old one stays", "error", err, "generation", d.generation)
 		d.audit.Admin("policy_refused", err.Error())
+		d.reloaded(policyErrors(err))
 		return
 	}
-	d.publish(p)
+	if err := d.publish(ctx, p); err != nil {
+		d.log.Error("policy loaded, but flows that the former one accepted may still pass", "error", err)
+		d.reloaded(policyErrors(err))
+		return
+	}
 	d.log.Info("policy loaded", "generation", d.generation, "sha256", p.Hash()[:12])
 	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, sha256 %s", d.generation, p.Hash()))
+	d.reloaded(nil)
 }
 
-func (d *daemon) publish(p *policy.Policy) {
+// publish makes p what packets are judged by. When it returns, no decision by an
+// earlier policy counts any more.
+func (d *daemon) publish(ctx context.Context, p *policy.Policy) error {
 	d.generation++
-	d.policy = p
-	d.engine.Publish(d.snapshot(p))
+	d.observer.inUse(p)
+	return d.marks.publish(ctx, d.snapshot(p))
 }
 
-// snapshot returns what packets are judged by under the policy.
+// snapshot returns what packets are judged by under the policy, but for the
+// marks.
 func (d *daemon) snapshot(p *policy.Policy) engine.Snapshot {
-	return engine.Snapshot{Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen}
+	return engine.Snapshot{
+		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen, ResetDenied: d.ResetDenied,
+	}
 }
 
 // report says at the end what was done. The queues must still be bound: only
@@ -360,29 +374,29 @@ func (d *daemon) snapshot(p *policy.Policy) engine.Snapshot {
 // lost when they are closed.
 func (d *daemon) report() {
 	s := d.engine.Stats()
-	kernel, err := queue.ReadKernel(d.netns, d.Queues...)
+	l, err := d.observer.book.Read()
 	if err != nil {
-		d.log.Error("packets that a full queue dropped are not known", "error", err)
+		d.log.Error("losses are not known", "error", err)
 	}
-	var full, unread, buffer, flushed, unsent, unjudged uint64
-	for _, k := range kernel {
-		full, unread = full+uint64(k.QueueDropped), unread+uint64(k.Depth)
-	}
-	for _, q := range d.queues {
-		st := q.Stats()
-		buffer, flushed, unsent = buffer+st.Gaps, flushed+st.HookFlush, unsent+st.Unsent
-	}
-	if d.failOpen {
-		buffer, unjudged = 0, buffer // the kernel accepted them
-	}
+	lost, unjudged := &l.Total.Lost, &l.Total.Unjudged
 	line := d.log.With("packets", s.Packets, "accepted", s.Accepted, "dropped", s.Dropped+s.Rejected,
 		"would_drop", s.WouldDrop, "malformed", s.Malformed, "policy_errors", s.PolicyErrors)
-	if unjudged > 0 {
-		line = line.With("unjudged", unjudged)
+	if unjudged.Sum() > 0 {
+		line = line.With("unjudged", unjudged.Sum())
 	}
-	lost := full + unread + buffer + flushed + unsent
-	if lost > 0 {
-		line = line.With("queue_full", full, "unread", unread, "buffer_full", buffer, "hook_flush", flushed, "unsent", unsent)
+	total := lost.Sum() + l.Total.Waiting
+	if total > 0 {
+		line = line.With("queue_full", lost.QueueFull, "unread", l.Total.Waiting, "receive_buffer", lost.ReceiveBuffer,
+			"hook_flush", lost.HookFlush, "unsent", lost.Unsent)
 	}
-	line.Info("stopped", "lost", lost)
+	if s.Offloaded > 0 {
+		line = line.With("offloaded_flows", s.Offloaded)
+	}
+	if s.Returned > 0 { // no rule knew their mark
+		line = line.With("returned", s.Returned)
+	}
+	if l.Settled && l.Total.Unexplained != 0 {
+		line = line.With("unexplained", l.Total.Unexplained)
+	}
+	line.Info("stopped", "lost", total)
 }

@@ -78,6 +78,9 @@ func (d *daemon) prepare(ctx context.Context, r upgradeRequest) (*heir, error) {
 	}
 	d.log.Info("upgrading", "program", program, "pid", cmd.Process.Pid)
 	h := &heir{cmd: cmd, conn: conn, request: r}
+	if err := conn.SetDeadline(time.Now().Add(prepareLimit)); err != nil {
+		return nil, h.fail(err)
+	}
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := h.ready(); err != nil {
@@ -88,9 +91,6 @@ func (d *daemon) prepare(ctx context.Context, r upgradeRequest) (*heir, error) {
 
 // ready waits until the new process has loaded its policy.
 func (h *heir) ready() error {
-	if err := h.conn.SetDeadline(time.Now().Add(prepareLimit)); err != nil {
-		return err
-	}
 	if err := h.conn.Greet(); err != nil {
 		return err
 	}
@@ -126,9 +126,9 @@ func (h *heir) fail(err error) error {
 // After an error the heir is gone and the daemon can go on.
 func (d *daemon) handOver(ctx context.Context) error {
 	h := d.heir
-	err := d.giveAll(ctx, h)
-	if err != nil {
-		return h.fail(err)
+	d.closeObserver() // the heir listens at the same places
+	if err := d.giveAll(ctx, h); err != nil {
+		return errors.Join(h.fail(err), d.listen())
 	}
 	pid := h.cmd.Process.Pid
 	d.log.Info("handed over", "pid", pid)
@@ -176,7 +176,7 @@ func (d *daemon) giveAll(ctx context.Context, h *heir) error {
 
 // giveLegacy sends everything but the flows.
 func (d *daemon) giveLegacy(h *heir) error {
-	l := legacy{Stopped: time.Now(), Engine: d.engine.Past()}
+	l := legacy{Stopped: time.Now(), Engine: d.engine.Past(), Marks: d.marks.legacy()}
 	for i, q := range d.queues {
 		l.Queues = append(l.Queues, queueLegacy{Num: q.Num(), Position: q.Position(), Worker: d.workers[i].Past()})
 	}

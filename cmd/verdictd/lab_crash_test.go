@@ -30,7 +30,7 @@ func TestLabCrash(t *testing.T) {
 	const rounds, rate = 4, 5_000
 	net := labtest.Pair(t)
 	got, denied := sink(t, net.Server, sinkPort), sink(t, net.Server, deniedSinkPort)
-	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output", "--queue-length", "65536")
+	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output", "--queue-length", "65536", "--offload", "off")
 	l, stop := runLoad(t, net, rate, 1)
 	var floods sync.WaitGroup
 	floods.Go(func() {
@@ -70,7 +70,7 @@ func TestLabCrashSilence(t *testing.T) {
 	const count = 200 // fewer than the sender's socket lets wait
 	net := labtest.Pair(t)
 	got := sink(t, net.Server, sinkPort)
-	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output", "--queue-length", "65536")
+	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output", "--queue-length", "65536", "--offload", "off")
 	pid := u.worker()
 	// The flood ends while the worker stands still in the middle of it.
 	done := make(chan error, 1)
@@ -150,6 +150,26 @@ func TestLabKeeperStart(t *testing.T) {
 	exit := labtest.Run(t, ns, "run", "--keeper", "--policy", policy)
 	if exit.Code != 2 || strings.Count(exit.Stderr, "worker started") != 1 {
 		t.Errorf("got exit code %d and %q, want 2 and one worker", exit.Code, exit.Stderr)
+	}
+}
+
+// TestLabKeeperKilled kills the keeper: the worker goes on judging.
+func TestLabKeeperKilled(t *testing.T) {
+	setup(t)
+	net := labtest.Pair(t)
+	got, denied := sink(t, net.Server, sinkPort), sink(t, net.Server, deniedSinkPort)
+	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output")
+	u.Kill()
+	for _, s := range []*lab.Sink{denied, got} {
+		flood(t, net.Client, lab.Flood{To: to("10.99.0.2", s.Addr().Port()), Count: 100})
+	}
+	want(t, got, 100)
+	want(t, denied, 0)
+	if err := unix.Kill(u.worker(), unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if !lab.Poll(wait, func() bool { return boundQueues(t, net.Client) == 0 }) {
+		t.Error("the worker does not stop without its keeper")
 	}
 }
 
@@ -276,7 +296,7 @@ func TestLabDescriptorStore(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "policy.rego"), portsPolicy)
 	args := []string{"run", "--policy", filepath.Join(dir, "policy.rego"), "--log", filepath.Join(dir, "eve.json"),
-		"--hook", "output", "--queue", "3-4", "--nflog-group", "5", "--queue-length", "65536"}
+		"--hook", "output", "--queue", "3-4", "--nflog-group", "5", "--queue-length", "65536", "--offload", "off"}
 	p := m.start(args...)
 	l, stop := runLoad(t, net, rate, 1)
 	for range 3 {

@@ -97,6 +97,7 @@ and replayed on packet captures without root.
   verdictd replay traffic.pcap --policy policy.rego
   sudo verdictd run --hook output               record what this host sends, block nothing
   sudo verdictd run --hook output,input --policy policy.rego
+  sudo verdictd status                          where did every packet go?
 
 Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 2 what was given is at fault (flag, configuration, policy, capture).`,
@@ -109,8 +110,8 @@ Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, flagError(err)) })
 	root.SetHelpCommand(newHelpCommand())
 	root.AddCommand(
-		newRunCommand(e), newUpgradeCommand(e), newReplayCommand(e), newCheckCommand(e), newSchemaCommand(e),
-		newRulesCommand(e),
+		newRunCommand(e), newUpgradeCommand(e), newStatusCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
+		newSchemaCommand(e), newRulesCommand(e),
 		newHookCommand(e), newDemoCommand(e), newManCommand(e),
 	)
 	strictCompletion(root)

@@ -3,9 +3,10 @@ package main
 import (
 	"context"
 	"time"
-
-	"github.com/verdictd/verdictd/hook"
 )
+
+// rulesEvery is how often the rules are looked at.
+const rulesEvery = 2 * time.Second
 
 // keepRules looks now and then whether the rules are still as they were put
 // in, and puts them in again if not: a "flush ruleset" by somebody else would
@@ -35,11 +36,20 @@ func (d *daemon) keepRules(ctx, serve context.Context) error {
 		}
 		d.log.Error("rules changed, putting them in again", "reason", err)
 		d.audit.Admin("rules_changed", err.Error())
-		if _, err := hook.Install(*d.settings.ruleset); err != nil {
+		if err := d.restoreRules(); err != nil {
 			d.log.Error("rules not put in", "error", err) // and tried again
 		}
 	}
 }
 
-// rulesEvery is how often the rules are looked at.
-const rulesEvery = 2 * time.Second
+// restoreRules puts the rules in again.
+func (d *daemon) restoreRules() error {
+	if d.ruleset == nil {
+		return nil
+	}
+	if err := d.ruleset.Restore(); err != nil {
+		return err
+	}
+	d.observer.book.SetRules(d.queued) // their counters begin again
+	return nil
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os/signal"
 	"strings"
 	"time"
@@ -35,10 +36,10 @@ Without --policy everything is accepted and recorded. With a policy, packets it
 does not accept are dropped; --mode monitor accepts them and records what would
 have been dropped.
 
-SIGHUP loads the policy again and reopens the log file; a changed policy file
-is loaded at once. A policy with an error, or whose own tests fail, is refused
-and the old one stays. SIGINT and SIGTERM stop verdictd: it takes its rules out,
-judges what is still queued and exits. SIGUSR2 starts the program anew, which
+SIGHUP, or verdictd reload, loads the policy again and reopens the log file; a
+changed policy file is loaded at once. A policy with an error, or whose own
+tests fail, is refused and the old one stays. SIGINT and SIGTERM stop verdictd:
+it takes its rules out, judges what is still queued and exits. SIGUSR2 starts the program anew, which
 takes over without losing a packet (see verdictd upgrade).
 
 With --keeper, a worker that dies is started anew at once; the packets it had
@@ -71,6 +72,9 @@ Needs CAP_NET_ADMIN.`,
 				return badInput(inFile(err, file, cmd.Flags()))
 			}
 			if printOnly {
+				if c.Offload != "on" { // then a run with these rules does without marks
+					s.ruleset.Mask, s.ruleset.Offload = 0, false
+				}
 				return hook.PrintIptables(*s.ruleset, e.stdout)
 			}
 			if keep && !handover.Kept() {
@@ -104,11 +108,17 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
 	flags.BoolVar(&c.Loopback, "loopback", c.Loopback, "with --hook: judge packets over the loopback interface too")
 	flags.BoolVar(&c.StrictND, "strict-neighbour", c.StrictND, "with --hook: judge IPv6 neighbour discovery too")
+	flags.StringVar(&c.Offload, "offload", c.Offload, "on or off: let flows that are decided for good pass by the queue (default: on with --hook)")
+	flags.StringVar(&c.OffloadMask, "offload-mask", c.OffloadMask, fmt.Sprintf("`BITS` of packet and connection marks that are verdictd's, 0 for none (default %#x)", uint32(hook.DefaultMask)))
+	flags.BoolVar(&c.ResetDenied, "reset-denied", c.ResetDenied, "end TCP connections that a new policy denies by resets instead of dropping their packets")
 	flags.Var(&c.NFLogGroups, "nflog-group", "NFLOG groups to read into the audit log: 5 or 1-3,5")
 	flags.IntVar(&c.Flows, "flows", c.Flows, fmt.Sprintf("flows to remember per queue, %d bytes each (default 65536)", engine.BytesPerFlow))
 	flags.IntVar(&c.QueueLength, "queue-length", c.QueueLength, "packets that the kernel queues at most (default 8192)")
 	flags.IntVar(&c.CopyRange, "copy-range", c.CopyRange, "bytes of each packet that the kernel copies (default 256)")
 	flags.StringVar(&c.PolicyBudget, "policy-budget", c.PolicyBudget, "`TIME` that one decision may take (default 50ms)")
+	flags.StringVar(&c.Control, "control", c.Control, "`SOCKET` for verdictd status and reload, or none (default /run/verdictd/verdictd.sock)")
+	flags.StringVar(&c.Metrics, "metrics", c.Metrics, "serve metrics for Prometheus at this `ADDRESS`, such as 127.0.0.1:9477 (default: nowhere)")
+	flags.StringVar(&c.StatsInterval, "stats-interval", c.StatsInterval, "`TIME` between two stats records in the audit log, 0 for none (default 60s)")
 	flags.StringVar(&c.Log.File, "log", c.Log.File, "audit log `FILE`, - for standard output (default -)")
 	flags.BoolVar(&c.Log.Pretty, "pretty", c.Log.Pretty, "print lines for people on standard output; a log file stays JSON")
 	flags.Var(&c.Log.MaxSize, "log-max-size", "rotate the log file at this size, such as 100MiB (default never)")
@@ -153,8 +163,12 @@ type settings struct {
 	failOpen bool
 	budget   time.Duration
 	ruleset  *hook.Config // nil: the user keeps the rules
-	netns    int          // file descriptor of the network namespace, 0: our own
-	quiet    bool         // the daemon's own messages go nowhere
+	mask     uint32       // the bits of marks that are verdictd's; 0: none, no rule knows them
+	offloads bool
+	netns    int  // file descriptor of the network namespace, 0: our own
+	quiet    bool // the daemon's own messages go nowhere
+
+	statsInterval time.Duration // 0: no stats records but the last
 }
 
 func newSettings(c config.Config) (settings, error) {
@@ -180,6 +194,9 @@ func newSettings(c config.Config) (settings, error) {
 			return s, settingErrorf("policy-budget", "want a time such as 10ms, got %q", s.PolicyBudget)
 		}
 	}
+	if err := s.checkObserver(); err != nil {
+		return s, err
+	}
 	if err := checkRanges(&s.Config); err != nil {
 		return s, err
 	}
@@ -191,11 +208,14 @@ func newSettings(c config.Config) (settings, error) {
 		if s.StrictND {
 			return s, settingErrorf("strict-neighbour", needsHook)
 		}
-		return s, nil
+		return s, s.checkOffload()
 	}
 	r, err := s.rules()
+	if err != nil {
+		return s, err
+	}
 	s.ruleset = &r
-	return s, err
+	return s, s.checkOffload()
 }
 
 // rules describes the ruleset of --hook.
@@ -205,12 +225,31 @@ func (s *settings) rules() (hook.Config, error) {
 	return r, err
 }
 
+// checkObserver checks what says how the daemon tells about itself.
+func (s *settings) checkObserver() (err error) {
+	s.statsInterval = time.Minute
+	if s.StatsInterval != "" {
+		if s.statsInterval, err = time.ParseDuration(s.StatsInterval); err != nil || s.statsInterval < 0 {
+			return settingErrorf("stats-interval", "want a time such as 60s, or 0 for none, got %q", s.StatsInterval)
+		}
+	}
+	if s.Metrics != "" {
+		if _, _, err := net.SplitHostPort(s.Metrics); err != nil {
+			return settingErrorf("metrics", "want an address and port such as 127.0.0.1:9477, got %q", s.Metrics)
+		}
+	}
+	return nil
+}
+
 func checkRanges(c *config.Config) error {
 	if c.Log.File == "" {
 		c.Log.File = "-"
 	}
 	if c.Log.Keep == 0 {
 		c.Log.Keep = 5
+	}
+	if c.Flows == 0 {
+		c.Flows = 1 << 16
 	}
 	for _, n := range []struct {
 		name            string

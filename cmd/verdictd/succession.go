@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/internal/handover"
 	"github.com/verdictd/verdictd/logsink"
 	"github.com/verdictd/verdictd/queue"
@@ -42,7 +43,14 @@ type legacy struct {
 	Engine  engine.Past           `json:"engine"`
 	Queues  []queueLegacy         `json:"queues"`
 	NFLog   logsink.NFLogPosition `json:"nflog"`
+	Marks   marksLegacy           `json:"marks"`
 	Files   []string              `json:"files"` // names of the sockets
+}
+
+// marksLegacy are the marks of connections that the rules know.
+type marksLegacy struct {
+	Latest hook.Marks `json:"latest"`
+	InUse  hook.Marks `json:"in_use"`
 }
 
 type queueLegacy struct {
@@ -79,6 +87,7 @@ func newSuccession() (*succession, error) {
 	}
 	// Never stopped: where nobody listens SIGUSR2 ends a process.
 	signal.Notify(s.hear, unix.SIGUSR2)
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP) // the same
 	var err error
 	if s.program, err = os.Executable(); err != nil {
 		return nil, fmt.Errorf("find the running program: %w", err)
@@ -147,11 +156,15 @@ func (d *daemon) openNFLog(cfg logsink.NFLogConfig) (*logsink.NFLogReader, error
 
 // takeOver takes over from the elder: what it knows, and its sockets. From its
 // return on packets wait for us. Without an elder the policy is just published.
-func (d *daemon) takeOver() error {
+func (d *daemon) takeOver(ctx context.Context) error {
+	var err error
+	if d.marks, err = d.newOffload(); err != nil {
+		return err
+	}
 	c := d.line.elder
 	if c == nil {
-		d.publish(d.policy)
-		return nil
+		d.marks.begin()
+		return d.publish(ctx, d.policy)
 	}
 	if err := c.SetDeadline(time.Now().Add(prepareLimit)); err != nil {
 		return err
@@ -189,8 +202,12 @@ func (d *daemon) inherit(m *handover.Message) error {
 	for i, name := range l.Files {
 		d.line.sockets[name] = m.Files[i]
 	}
-	var same bool
-	d.generation, same = d.engine.Succeed(l.Engine, d.snapshot(d.policy))
+	next := d.snapshot(d.policy)
+	same := l.Engine.Continues(next)
+	d.marks.succeed(l.Marks, same, d.settings.ruleset != nil)
+	next.Marks = engine.Marks(d.marks.marks)
+	d.generation = d.engine.Succeed(l.Engine, next)
+	d.observer.inUse(d.policy)
 	for i := range l.Queues {
 		if w := d.workerOf(l.Queues[i].Num); w != nil {
 			w.Inherit(l.Queues[i].Worker, same)

@@ -19,7 +19,7 @@ import (
 // upgradeDir holds a socket for each daemon that can be upgraded, named by its
 // process id. Who may connect may have the daemon run a program, so only its
 // user may.
-const upgradeDir = "/run/verdictd"
+const upgradeDir = "/run/verdictd/upgrade"
 
 // upgradeRequest asks a daemon to let another process take its place. The zero
 // value is a request that nobody waits for, such as by a signal.
