@@ -301,6 +301,9 @@ func (d *daemon) announce() error {
 	d.ruleset, d.announced = ruleset, true
 	if ruleset != nil {
 		d.observer.book.SetRules(d.queued)
+		if d.offloads {
+			d.observer.follow(r)
+		}
 	}
 	d.settle()
 	source := d.source().String()

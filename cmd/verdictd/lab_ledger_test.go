@@ -40,8 +40,11 @@ type observed struct {
 	socket string
 }
 
+// observe starts a daemon that sees every packet: what passes by the queue is
+// in no account.
 func observe(t *testing.T, ns *lab.Namespace, policy string, args ...string) *observed {
 	t.Helper()
+	args = append(args, "--offload", "off")
 	socket := filepath.Join(t.TempDir(), "sock")
 	return &observed{startDaemon(t, ns, policy, append(args, "--control", socket)...), socket}
 }

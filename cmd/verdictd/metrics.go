@@ -29,6 +29,8 @@ func numbers() []number {
 		{"flows", true, "flows remembered", func(s *status) uint64 { return s.Flows.Now }},
 		{"flows_new", false, "flows ever remembered", func(s *status) uint64 { return s.Flows.New }},
 		{"flows_evicted", false, "flows forgotten early to make room for newer ones", func(s *status) uint64 { return s.Flows.Evicted }},
+		{"flows_offloaded", false, "flows that the kernel lets pass by the queue", func(s *status) uint64 { return s.Flows.Offloaded }},
+		{"offloaded_packets", false, "packets that passed by the queue", func(s *status) uint64 { return s.Flows.OffloadedPackets }},
 		{"flows_no_room", false, "flows that found no room", func(s *status) uint64 { return s.Flows.NoRoom }},
 		{"audit_events", false, "events of the audit log", func(s *status) uint64 { return s.Audit.Events }},
 		{"audit_lost", false, "events that found the ring full", func(s *status) uint64 { return s.Audit.Lost }},

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/internal/control"
 	"github.com/verdictd/verdictd/ledger"
 	"github.com/verdictd/verdictd/logsink"
@@ -61,6 +62,11 @@ type flowStatus struct {
 	New     uint64 `json:"new"`
 	Evicted uint64 `json:"evicted"`
 	NoRoom  uint64 `json:"no_room"`
+
+	// Flows that the kernel was told to let pass by the queue, and the packets
+	// that did: they are in no account, the queue never saw them.
+	Offloaded        uint64 `json:"offloaded"`
+	OffloadedPackets uint64 `json:"offloaded_packets"`
 }
 
 type auditStatus struct {
@@ -82,7 +88,8 @@ type observer struct {
 	mu       sync.Mutex
 	policy   *policy.Policy // in use
 	loaded   time.Time
-	overruns uint64 // of earlier policies
+	overruns uint64        // of earlier policies
+	ruleset  *hook.Ruleset // whose counter says what passed by the queue; nil: none
 }
 
 // openObserver opens what others may ask by.
@@ -164,6 +171,28 @@ func (d *daemon) obey(ctx context.Context, command string) (any, error) {
 	return nil, fmt.Errorf("unknown command %q: want %s or %s", command, commandStatus, commandReload)
 }
 
+// follow notes the rules whose counter says what passed by the queue.
+func (o *observer) follow(r *hook.Ruleset) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ruleset = r
+}
+
+// passedBy returns how many packets passed by the queue in the kernel.
+func (o *observer) passedBy() uint64 {
+	o.mu.Lock()
+	r := o.ruleset
+	o.mu.Unlock()
+	if r == nil {
+		return 0
+	}
+	packets, _, err := r.Offloaded()
+	if err != nil {
+		return 0 // the rules are gone for the moment, and their counter with them
+	}
+	return packets
+}
+
 // status reads everything. It is called from several goroutines.
 func (d *daemon) status() (*status, error) {
 	o := &d.observer
@@ -181,6 +210,7 @@ func (d *daemon) status() (*status, error) {
 		},
 		Flows: flowStatus{
 			Now: s.Flows, Limit: uint64(max(d.Flows, 0)) * uint64(len(d.queues)), New: s.FlowsNew, Evicted: s.FlowsEvict, NoRoom: s.FlowsNoRoom,
+			Offloaded: s.Offloaded, OffloadedPackets: o.passedBy(),
 		},
 		Audit: auditStatus{
 			Events: audit.Events, Lost: audit.Lost, Unwritten: audit.Unwritten, WriteErrors: audit.WriteErrors, Rotations: audit.Rotations,

@@ -134,6 +134,8 @@ func (st *status) write(w io.Writer, now time.Time) error {
 	fmt.Fprintf(&b, "\n%s\n\n", st.verdict())
 	fmt.Fprintf(&b, "flows      %d of %d remembered, %d new, %d evicted, %d found no room\n",
 		st.Flows.Now, st.Flows.Limit, st.Flows.New, st.Flows.Evicted, st.Flows.NoRoom)
+	fmt.Fprintf(&b, "offload    %d flows decided for good, %d of their packets passed by the queue\n",
+		st.Flows.Offloaded, st.Flows.OffloadedPackets)
 	fmt.Fprintf(&b, "policy     %d evaluations, %d errors, %d of them over budget\n",
 		st.Policy.Evaluations, st.Policy.Errors, st.Policy.Overruns)
 	fmt.Fprintf(&b, "packets    %d known flow, %d reply, %d related, %d malformed, %d would have been dropped\n",

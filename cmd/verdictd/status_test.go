@@ -38,7 +38,7 @@ func sampleStatus() *status {
 			{Queue: 0, Length: 8192, Account: first}, {Queue: 1, Length: 8192, Account: second},
 		}},
 		Judged: judgedStatus{Known: 900, Established: 30, Related: 2, Malformed: 1, WouldDrop: 12},
-		Flows:  flowStatus{Now: 40, Limit: 131072, New: 60, Evicted: 3, NoRoom: 1},
+		Flows:  flowStatus{Now: 40, Limit: 131072, New: 60, Evicted: 3, NoRoom: 1, Offloaded: 8, OffloadedPackets: 9000},
 		Audit:  auditStatus{Events: 123, Lost: 4, Unwritten: 6, WriteErrors: 2, Rotations: 1},
 	}
 }
