@@ -112,7 +112,10 @@ func (d *daemon) open(ctx context.Context) error {
 	for _, num := range d.Queues {
 		d.workers = append(d.workers, d.engine.NewWorker(d.audit.Ring(fmt.Sprintf("queue %d", num))))
 	}
-	if err := d.takeOver(ctx); err != nil {
+	if d.marks, err = d.newOffload(); err != nil {
+		return err
+	}
+	if err := d.takeOver(); err != nil {
 		return err
 	}
 	for _, num := range d.Queues {
@@ -126,6 +129,12 @@ func (d *daemon) open(ctx context.Context) error {
 		d.queues = append(d.queues, q)
 	}
 	d.attached = time.Now()
+	if d.line.elder == nil {
+		d.marks.begin()
+		if err := d.publish(ctx, d.policy); err != nil {
+			return err
+		}
+	}
 	if err := d.openObserver(); err != nil || len(d.NFLogGroups) == 0 {
 		return err
 	}
@@ -133,15 +142,6 @@ func (d *daemon) open(ctx context.Context) error {
 		Groups: d.NFLogGroups, NetNS: d.netns, InterfaceName: d.links.Name,
 	})
 	return err
-}
-
-// drain bounds how long queues are emptied at the end. Our own rules are out
-// by then, so that the queue ends; the user's may go on filling it.
-func (d *daemon) drain() time.Duration {
-	if d.settings.ruleset != nil {
-		return 2 * time.Second
-	}
-	return 0 // the queue's default
 }
 
 // openAudit opens the audit log. After another process it is only made ready:
@@ -174,9 +174,7 @@ func (d *daemon) logOutputs() []logsink.Output {
 
 // close frees what open opened and puts the rules out if they are still in.
 func (d *daemon) close() {
-	if d.upgrades != nil {
-		d.upgrades.Close()
-	}
+	d.closeUpgrades()
 	d.closeObserver()
 	d.leave()
 	if d.ruleset != nil {
@@ -302,7 +300,7 @@ func (d *daemon) announce() error {
 	if ruleset != nil {
 		d.observer.book.SetRules(d.queued)
 		if d.offloads {
-			d.observer.follow(r)
+			d.observer.follow(ruleset)
 		}
 	}
 	d.settle()
@@ -313,13 +311,6 @@ func (d *daemon) announce() error {
 		d.ready()
 	}
 	return nil
-}
-
-func (d *daemon) hookText() string {
-	if d.Hook == "" {
-		return "own rules of the user"
-	}
-	return d.Hook
 }
 
 // followHangups reloads the policy and reopens the log files at each SIGHUP.

@@ -3,11 +3,13 @@ package main_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -250,14 +252,11 @@ func (m *serviceManager) put(name string, f *os.File) {
 	}
 }
 
-// held returns the descriptors and their names.
-func (m *serviceManager) held() (names []string, files []*os.File) {
+// held returns the names of the descriptors.
+func (m *serviceManager) held() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for name, f := range m.files {
-		names, files = append(names, name), append(files, f)
-	}
-	return names, files
+	return slices.Sorted(maps.Keys(m.files))
 }
 
 // start runs verdictd as a service and waits until it is ready. The shell
@@ -265,11 +264,16 @@ func (m *serviceManager) held() (names []string, files []*os.File) {
 func (m *serviceManager) start(args ...string) *exec.Cmd {
 	m.t.Helper()
 	cmd := exec.Command("sh", append([]string{"-c", `[ "$LISTEN_FDS" = 0 ] || export LISTEN_PID=$$; exec "$0" "$@"`, labtest.Binary(m.t)}, args...)...)
-	names, files := m.held()
-	cmd.ExtraFiles = files
+	m.mu.Lock() // the child may replace a descriptor before Start has returned
+	var names []string
+	for name, f := range m.files {
+		names, cmd.ExtraFiles = append(names, name), append(cmd.ExtraFiles, f)
+	}
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.conn.LocalAddr().String(),
 		"LISTEN_FDNAMES="+strings.Join(names, ":"), fmt.Sprint("LISTEN_FDS=", len(names)))
-	if err := m.ns.Do(cmd.Start); err != nil {
+	err := m.ns.Do(cmd.Start)
+	m.mu.Unlock()
+	if err != nil {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() {
@@ -303,7 +307,7 @@ func TestLabDescriptorStore(t *testing.T) {
 		got.Wait(got.Received().Distinct+500, wait)
 		p.Process.Kill()
 		p.Wait()
-		if names, _ := m.held(); len(names) != 3 {
+		if names := m.held(); len(names) != 3 {
 			t.Errorf("got descriptors %v in the store, want those of two queues and of the groups", names)
 		}
 		p = m.start(args...)
@@ -318,7 +322,7 @@ func TestLabDescriptorStore(t *testing.T) {
 	if !lab.Poll(wait, func() bool { return boundQueues(t, net.Client) == 0 }) {
 		t.Errorf("queues are bound after the end")
 	}
-	if names, _ := m.held(); len(names) != 0 {
+	if names := m.held(); len(names) != 0 {
 		t.Errorf("got descriptors %v in the store after the end, want none", names)
 	}
 }

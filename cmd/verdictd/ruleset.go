@@ -53,3 +53,19 @@ func (d *daemon) restoreRules() error {
 	d.observer.book.SetRules(d.queued) // their counters begin again
 	return nil
 }
+
+func (d *daemon) hookText() string {
+	if d.Hook == "" {
+		return "own rules of the user"
+	}
+	return d.Hook
+}
+
+// drain bounds how long queues are emptied at the end. Our own rules are out
+// by then, so that the queue ends; the user's may go on filling it.
+func (d *daemon) drain() time.Duration {
+	if d.settings.ruleset != nil {
+		return 2 * time.Second
+	}
+	return 0 // the queue's default
+}

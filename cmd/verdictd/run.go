@@ -39,8 +39,9 @@ have been dropped.
 SIGHUP, or verdictd reload, loads the policy again and reopens the log file; a
 changed policy file is loaded at once. A policy with an error, or whose own
 tests fail, is refused and the old one stays. SIGINT and SIGTERM stop verdictd:
-it takes its rules out, judges what is still queued and exits. SIGUSR2 starts the program anew, which
-takes over without losing a packet (see verdictd upgrade).
+it takes its rules out, judges what is still queued and exits. SIGUSR2 starts
+the program anew, which takes over without losing a packet (see verdictd
+upgrade).
 
 With --keeper, a worker that dies is started anew at once; the packets it had
 read and not answered are judged by the next one. The keeper passes SIGHUP,

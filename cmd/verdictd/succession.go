@@ -155,16 +155,11 @@ func (d *daemon) openNFLog(cfg logsink.NFLogConfig) (*logsink.NFLogReader, error
 }
 
 // takeOver takes over from the elder: what it knows, and its sockets. From its
-// return on packets wait for us. Without an elder the policy is just published.
-func (d *daemon) takeOver(ctx context.Context) error {
-	var err error
-	if d.marks, err = d.newOffload(); err != nil {
-		return err
-	}
+// return on packets wait for us.
+func (d *daemon) takeOver() error {
 	c := d.line.elder
 	if c == nil {
-		d.marks.begin()
-		return d.publish(ctx, d.policy)
+		return nil
 	}
 	if err := c.SetDeadline(time.Now().Add(prepareLimit)); err != nil {
 		return err

@@ -164,6 +164,14 @@ func (d *daemon) openUpgrades() {
 	}
 }
 
+func (d *daemon) closeUpgrades() {
+	if d.upgrades == nil {
+		return
+	}
+	d.upgrades.Close()
+	_ = os.Remove(upgradeDir) // unless another daemon's socket is in it
+}
+
 // listenForUpgrades opens the daemon's socket. Without it SIGUSR2 still works.
 func listenForUpgrades(dir string) (*net.UnixListener, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
