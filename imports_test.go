@@ -28,7 +28,8 @@ func mayImport() map[string][]string {
 		"config":               {},
 		"hook":                 {},
 		"rules":                {"packet"},
-		"policy":               {"packet", "rules"},
+		"policy":               {"packet", "rules", "policy/compile"},
+		"policy/compile":       {"packet", "rules"},
 		"logsink":              {"packet", "rules", "internal/nfnl"},
 		"engine":               {"packet", "rules", "logsink"},
 		"queue":                {"packet", "internal/nfnl"},
@@ -45,7 +46,7 @@ func mayImport() map[string][]string {
 func onlyIn() map[string][]string {
 	return map[string][]string{
 		"github.com/google/gopacket":       {"packet", "replay"},
-		"github.com/open-policy-agent/opa": {"policy"},
+		"github.com/open-policy-agent/opa": {"policy", "policy/compile"},
 		"github.com/florianl/go-nfqueue":   {"queue", "bench/queue"},
 		"github.com/florianl/go-nflog":     {"logsink"},
 		"github.com/google/nftables":       {"hook"},

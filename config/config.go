@@ -36,7 +36,25 @@ type Config struct {
 	Control       string `yaml:"control"`        // socket for verdictd status; "none": none; default: /run/verdictd/verdictd.sock
 	Metrics       string `yaml:"metrics"`        // address to serve metrics at; default: none
 	StatsInterval string `yaml:"stats-interval"` // duration; "0": none; default: 60s
+	Bundle        Bundle `yaml:"bundle"`
 	Log           Log    `yaml:"log"`
+}
+
+// Bundle are the settings of a policy that is an OPA bundle. But for the key,
+// they go with a bundle on a server only.
+type Bundle struct {
+	Key         string `yaml:"key"`          // file, or PEM text; default: bundles are not signed
+	KeyID       string `yaml:"key-id"`       // default: any
+	Alg         string `yaml:"alg"`          // default: RS256
+	Scope       string `yaml:"scope"`        // default: none
+	CA          string `yaml:"ca"`           // file; default: the system's
+	Cert        string `yaml:"cert"`         // file
+	CertKey     string `yaml:"cert-key"`     // file
+	TokenFile   string `yaml:"token-file"`   // file
+	MinInterval string `yaml:"min-interval"` // duration; default: 1m
+	MaxInterval string `yaml:"max-interval"` // duration; default: 2m
+	Timeout     string `yaml:"timeout"`      // duration; default: 1m
+	LastGood    string `yaml:"last-good"`    // file, or none; default: /var/lib/verdictd/bundle.tar.gz
 }
 
 // Log are the settings of the audit log.
@@ -104,7 +122,8 @@ func kindName(t reflect.Type) string {
 
 func knownKeys() string {
 	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, " +
-		"policy-budget, control, metrics, stats-interval, log; in log: file, pretty, max-size, keep"
+		"policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, " +
+		"min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep"
 }
 
 // Queues is a list of queue numbers, written "0", "0-3" or "0-3,8".

@@ -22,7 +22,7 @@ var ErrChanged = errors.New("changed by somebody else")
 type Ruleset struct {
 	dial dialer
 	mu   sync.Mutex
-	plan plan // guarded by mu, which is held while the kernel's table is changed
+	plan plan // but for its Config, which stays, guarded by mu; held while the kernel's table is changed
 }
 
 // Counter counts the packets that reached the queue rule of one hook since
@@ -152,11 +152,19 @@ func (r *Ruleset) Config() Config { return r.plan.Config }
 
 // Native says whether the kernel's queue expression is used, not the xt NFQUEUE
 // target.
-func (r *Ruleset) Native() bool { return r.plan.native }
+func (r *Ruleset) Native() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.plan.native
+}
 
 // Rejects says whether packets marked Reject are answered. Otherwise, for lack
 // of nft_reject in the kernel or of Config.Mask, they can only be dropped.
-func (r *Ruleset) Rejects() bool { return r.plan.rejects && r.plan.Mask != 0 }
+func (r *Ruleset) Rejects() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.plan.rejects && r.plan.Mask != 0
+}
 
 // Marks returns the marks in use.
 func (r *Ruleset) Marks() Marks {
@@ -189,7 +197,7 @@ func (r *Ruleset) SetMarks(m Marks) error {
 	if err := k.conn.Flush(); err != nil {
 		return explain(what, err)
 	}
-	r.plan = changed
+	r.plan.marks = m
 	return nil
 }
 

@@ -17,6 +17,10 @@
 // it for the rule delegated where it says so. Everything behind the
 // translation is the same; errors name the place in the rules file.
 //
-// The package owns everything that knows Rego. It must not know sockets,
-// flows, modes or what happens to a decision (queue, engine, logsink).
+// A policy is a file, a directory, an OPA bundle, or a bundle on a server. What
+// does not depend on the data (parsing, types, compilation) is not done again
+// when only the data change, so that long lists can change often.
+//
+// The package owns everything that knows Rego, and the HTTP client that fetches
+// bundles. It must not know the sockets that packets come from, flows, modes or what happens to a decision (queue, engine, logsink).
 package policy

@@ -43,11 +43,18 @@ type Source struct {
 	// it does not include are data.
 	// Files that end in _test.rego take part in tests only. A data file is an
 	// object; its directory, not its name, says where below data it is found.
+	// A path that ends in .tar.gz or .tgz is an OPA bundle, and one that begins
+	// with http:// or https:// a bundle on a server; there, data files are
+	// those that OPA takes, data.json, data.yaml and data.yml, and a rules.yaml
+	// may be at the root.
 	// Empty means FS itself or, without FS, the built-in policy.
 	Path string
 
 	// FS holds Path. Nil is the operating system's file system.
 	FS fs.FS
+
+	// Bundle says how a bundle is verified, and had from a server.
+	Bundle Bundle
 
 	// Budget is the time that one decision may take. 0 is DefaultBudget.
 	Budget time.Duration
@@ -60,6 +67,9 @@ type Source struct {
 func (s Source) String() string {
 	if s.builtin() {
 		return "built-in policy"
+	}
+	if s.isRemote() {
+		return shownURL(s.Path)
 	}
 	return cmp.Or(s.Path, ".")
 }
@@ -75,7 +85,7 @@ type file struct {
 	rules   *rules.Ruleset // what it and those it includes say; nil in those
 }
 
-func (f *file) isRego() bool { return !f.plain && !isData(f.name) }
+func (f *file) isRego() bool { return !f.plain && !f.isManifest() && !isData(f.name) }
 func (f *file) isTest() bool { return strings.HasSuffix(f.name, "_test.rego") }
 
 func isData(name string) bool {
@@ -89,6 +99,12 @@ func isData(name string) bool {
 // read returns the policy's files, sorted by name, or what is wrong with them
 // and perhaps some of them.
 func (s Source) read() ([]file, Errors) {
+	if isBundle(s.Path) {
+		return s.readBundle()
+	}
+	if s.Bundle.Key != (BundleKey{}) {
+		return nil, Errors{fileError(s.String(), "is not a bundle, so it has no signature to verify", "give an OPA bundle (.tar.gz, or a URL), or leave bundle-key out")}
+	}
 	if s.builtin() {
 		s.FS, s.Path = embedded, "default.rego"
 	}

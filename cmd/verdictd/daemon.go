@@ -59,7 +59,7 @@ type daemon struct {
 func (d *daemon) run(ctx context.Context) error {
 	loaded, err := policy.Load(ctx, d.source())
 	if err != nil {
-		return badInput(err)
+		return policyError(err)
 	}
 	d.policy = loaded
 	// From here on, what was opened is closed again.
@@ -92,7 +92,7 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) source() policy.Source {
-	return policy.Source{Path: d.Policy, Budget: d.budget}
+	return policy.Source{Path: d.Policy, Budget: d.budget, Bundle: d.bundle}
 }
 
 // open opens everything that needs rights or can be in use by others, but for
@@ -142,34 +142,6 @@ func (d *daemon) open(ctx context.Context) error {
 		Groups: d.NFLogGroups, NetNS: d.netns, InterfaceName: d.links.Name,
 	})
 	return err
-}
-
-// openAudit opens the audit log. After another process it is only made ready:
-// awaitLog opens it.
-func (d *daemon) openAudit() error {
-	host, _ := os.Hostname() // without it the record just lacks the key
-	cfg := logsink.Config{Encoder: logsink.EncoderConfig{Host: host}, Logger: d.log}
-	if d.line.elder == nil {
-		cfg.Outputs = d.logOutputs()
-	}
-	var err error
-	d.audit, err = logsink.New(cfg)
-	return err
-}
-
-// logOutputs returns where the audit log goes.
-func (d *daemon) logOutputs() []logsink.Output {
-	if d.outputs != nil {
-		return d.outputs
-	}
-	outputs := []logsink.Output{{
-		Path: d.Log.File, Pretty: d.Log.Pretty && d.Log.File == "-", Colour: d.env.colour(),
-		MaxBytes: int64(d.Log.MaxSize), Keep: d.Log.Keep,
-	}}
-	if d.Log.Pretty && d.Log.File != "-" {
-		outputs = append(outputs, logsink.Output{Path: "-", Pretty: true, Colour: d.env.colour()})
-	}
-	return outputs
 }
 
 // close frees what open opened and puts the rules out if they are still in.
@@ -273,10 +245,10 @@ func (d *daemon) followLinks(ctx context.Context) error {
 // followPolicy loads the policy again when its files change and when it is asked
 // to.
 func (d *daemon) followPolicy(ctx context.Context) error {
-	now, _ := d.engine.Snapshot()
 	return policy.Watch(ctx, policy.WatchConfig{
-		Source: d.source(), Hash: now.Hash, Reload: d.observer.reload.ask,
+		Source: d.source(), Current: d.observer.current(), Reload: d.observer.reload.ask,
 		OnChange: func(p *policy.Policy, err error) { d.changePolicy(ctx, p, err) },
+		OnServer: d.bundleServer,
 	})
 }
 
@@ -307,6 +279,7 @@ func (d *daemon) announce() error {
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
 	d.log.Info("ready", "pid", os.Getpid(), "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
+	d.tellOrigin(d.policy)
 	if d.ready != nil {
 		d.ready()
 	}
@@ -342,8 +315,13 @@ func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) 
 		d.reloaded(policyErrors(err))
 		return
 	}
-	d.log.Info("policy loaded", "generation", d.generation, "sha256", p.Hash()[:12])
-	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, sha256 %s", d.generation, p.Hash()))
+	line := d.log.With("generation", d.generation, "sha256", p.Hash()[:12])
+	if r := p.Origin().Revision; r != "" {
+		line = line.With("revision", r)
+	}
+	line.Info("policy loaded")
+	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, %s", d.generation, describe(p)))
+	d.tellOrigin(p)
 	d.reloaded(nil)
 }
 

@@ -238,7 +238,7 @@ func (k *keeper) bury(status unix.WaitStatus) (code int, over bool, err error) {
 	if k.failures > 1 {
 		pause = keeperPause << (k.failures - 2)
 	}
-	k.log.Error("worker died, starting another", "status", describe(status), "in", pause)
+	k.log.Error("worker died, starting another", "status", ended(status), "in", pause)
 	k.retry = time.After(pause)
 	return 0, false, nil
 }
@@ -257,8 +257,8 @@ func (k *keeper) drain() {
 	}
 }
 
-// describe says how a process ended.
-func describe(s unix.WaitStatus) string {
+// ended says how a process ended.
+func ended(s unix.WaitStatus) string {
 	if s.Signaled() {
 		return "killed by " + s.Signal().String()
 	}

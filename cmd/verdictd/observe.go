@@ -261,6 +261,13 @@ func (o *observer) inUse(p *policy.Policy) {
 	o.policy, o.loaded = p, time.Now()
 }
 
+// current returns the policy in use.
+func (o *observer) current() *policy.Policy {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.policy
+}
+
 // watchEvery is how often the ledger is looked at for losses.
 const watchEvery = time.Second
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,16 +18,10 @@ import (
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/internal/handover"
+	"github.com/verdictd/verdictd/policy"
 )
 
-func newRunCommand(e env) *cobra.Command {
-	var file string
-	var given config.Config
-	var keep bool
-	cmd := &cobra.Command{
-		Use:   "run",
-		Short: "Judge live packets until told to stop",
-		Long: `run binds one or more netfilter queues and judges every packet that the kernel
+const runText = `run binds one or more netfilter queues and judges every packet that the kernel
 puts into them. Which packets that are, you say with --hook: verdictd then
 installs its own nf_tables table and removes it at the end. Or keep your own
 rules, with -j NFQUEUE --queue-num/--queue-balance or -j QUEUE (queue 0);
@@ -38,10 +33,12 @@ have been dropped.
 
 SIGHUP, or verdictd reload, loads the policy again and reopens the log file; a
 changed policy file is loaded at once. A policy with an error, or whose own
-tests fail, is refused and the old one stays. SIGINT and SIGTERM stop verdictd:
-it takes its rules out, judges what is still queued and exits. SIGUSR2 starts
-the program anew, which takes over without losing a packet (see verdictd
-upgrade).
+tests fail, is refused and the old one stays. The same holds for a bundle on a
+server, which is asked for again and again; the last good one is kept in a file,
+and used if the server cannot be reached when verdictd starts. SIGINT and SIGTERM
+stop verdictd: it takes its rules out, judges what is still queued and exits.
+SIGUSR2 starts the program anew, which takes over without losing a packet (see
+verdictd upgrade).
 
 With --keeper, a worker that dies is started anew at once; the packets it had
 read and not answered are judged by the next one. The keeper passes SIGHUP,
@@ -54,10 +51,20 @@ Packets that cannot be judged (malformed, or the policy fails) are dropped with
 --fail closed and pass with --fail open; the same holds, with --hook, for packets
 while no verdictd runs.
 
-Needs CAP_NET_ADMIN.`,
+Needs CAP_NET_ADMIN.`
+
+func newRunCommand(e env) *cobra.Command {
+	var file string
+	var given config.Config
+	var keep bool
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Judge live packets until told to stop",
+		Long:  runText,
 		Example: "  sudo verdictd run --hook output\n" +
 			"  sudo verdictd run --hook output,input --policy policy.rego --log /var/log/verdictd/eve.json\n" +
-			"  sudo verdictd run --queue 0-3 --policy policy/ --nflog-group 5",
+			"  sudo verdictd run --queue 0-3 --policy policy/ --nflog-group 5\n" +
+			"  sudo verdictd run --hook input --policy https://policies.example.net/edge.tar.gz --bundle-key edge.pem --bundle-alg ES256",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := mergeConfig(file, cmd.Flags())
@@ -103,7 +110,7 @@ Needs CAP_NET_ADMIN.`,
 // bindFlags defines a flag for each setting; its default is what c holds.
 func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.Var(&c.Queues, "queue", "queues to bind: 0, 0-3 or 0-3,8 (default 0)")
-	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego or rules `FILE`, or directory (default: accept and record everything)")
+	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego or rules `FILE`, directory, OPA bundle (.tar.gz) or its URL (default: accept and record everything)")
 	flags.StringVar(&c.Mode, "mode", c.Mode, "enforce or monitor (default: enforce if there is a policy)")
 	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
@@ -117,6 +124,8 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.IntVar(&c.QueueLength, "queue-length", c.QueueLength, "packets that the kernel queues at most (default 8192)")
 	flags.IntVar(&c.CopyRange, "copy-range", c.CopyRange, "bytes of each packet that the kernel copies (default 256)")
 	flags.StringVar(&c.PolicyBudget, "policy-budget", c.PolicyBudget, "`TIME` that one decision may take (default 50ms)")
+	bindBundleFlags(flags, &c.Bundle)
+	bindPollFlags(flags, &c.Bundle)
 	flags.StringVar(&c.Control, "control", c.Control, "`SOCKET` for verdictd status and reload, or none (default /run/verdictd/verdictd.sock)")
 	flags.StringVar(&c.Metrics, "metrics", c.Metrics, "serve metrics for Prometheus at this `ADDRESS`, such as 127.0.0.1:9477 (default: nowhere)")
 	flags.StringVar(&c.StatsInterval, "stats-interval", c.StatsInterval, "`TIME` between two stats records in the audit log, 0 for none (default 60s)")
@@ -154,7 +163,7 @@ func inFile(err error, file string, given *pflag.FlagSet) error {
 	if !ok || file == "" || given.Changed(e.name) {
 		return err
 	}
-	return fmt.Errorf("%s: %s: %w", file, strings.Replace(e.name, "log-", "log.", 1), e.err)
+	return fmt.Errorf("%s: %s: %w", file, strings.NewReplacer("log-", "log.", "bundle-", "bundle.").Replace(e.name), e.err)
 }
 
 // settings are a checked configuration.
@@ -163,6 +172,7 @@ type settings struct {
 	mode     engine.Mode
 	failOpen bool
 	budget   time.Duration
+	bundle   policy.Bundle
 	ruleset  *hook.Config // nil: the user keeps the rules
 	mask     uint32       // the bits of marks that are verdictd's; 0: none, no rule knows them
 	offloads bool
@@ -194,6 +204,12 @@ func newSettings(c config.Config) (settings, error) {
 		if s.budget, err = time.ParseDuration(s.PolicyBudget); err != nil || s.budget <= 0 {
 			return s, settingErrorf("policy-budget", "want a time such as 10ms, got %q", s.PolicyBudget)
 		}
+	}
+	if s.bundle, err = newBundle(&s.Bundle, s.Policy); err != nil {
+		return s, err
+	}
+	if onServer(s.Policy) && s.Bundle.LastGood != "none" {
+		s.bundle.Keep = cmp.Or(s.Bundle.LastGood, defaultLastGood)
 	}
 	if err := s.checkObserver(); err != nil {
 		return s, err
