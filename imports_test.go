@@ -22,6 +22,7 @@ func mayImport() map[string][]string {
 		"packet":               {},
 		"internal/nfnl":        {},
 		"internal/links":       {},
+		"internal/handover":    {},
 		"internal/lab":         {},
 		"internal/lab/labtest": {"internal/lab"},
 		"config":               {},
@@ -37,7 +38,7 @@ func mayImport() map[string][]string {
 		"replay":               {"packet"},
 		"bench/queue":          {"packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
 		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config", "ledger",
-			"internal/control", "internal/links", "internal/lab"},
+			"internal/control", "internal/links", "internal/lab", "internal/nfnl", "internal/handover"},
 	}
 }
 

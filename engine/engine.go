@@ -82,14 +82,15 @@ func (e *Engine) Refresh() {
 }
 
 func (e *Engine) publish(s Snapshot) {
-	epoch := uint32(1) // 0 marks a slot that holds no decision
+	epoch := uint32(0)
 	if p := e.current.Load(); p != nil {
-		if epoch = p.epoch + 1; epoch == 0 {
-			epoch = 1
-		}
+		epoch = p.epoch
 	}
-	e.current.Store(&published{Snapshot: s, epoch: epoch})
+	e.current.Store(&published{Snapshot: s, epoch: nextEpoch(epoch)})
 }
+
+// nextEpoch never returns 0, which marks a slot that holds no decision.
+func nextEpoch(epoch uint32) uint32 { return max(epoch+1, 1) }
 
 // Snapshot returns the current snapshot; ok is false if none was published.
 func (e *Engine) Snapshot() (s Snapshot, ok bool) {

@@ -61,13 +61,14 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 }
 
 // adopt returns whether another worker accepted the flow's other direction
-// under the current snapshot. If so, e knows it from then on.
+// under the current snapshot. If so, e knows it from then on. It says nothing
+// about packets of that direction: should they come here too, they are judged.
 func (w *Worker) adopt(e *entry, dir int, m *packet.Meta) bool {
 	p, ok := w.askPeers(&e.key, 1-dir)
 	if !ok {
 		return false
 	}
-	e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true, logged: p.log}
+	e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true, logged: p.log, shape: noReuse}
 	e.initiator, e.hook = uint8(1-dir), reverseHook(m.Hook)
 	if p.known&hasUID != 0 {
 		e.uid, e.gid, e.known = p.uid, p.gid, e.known|p.known&(hasUID|hasGID)

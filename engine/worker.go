@@ -90,12 +90,7 @@ func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
 		return w.finish(nil, packet.Drop, ReasonNoPolicy)
 	}
 	if w.known.epoch != w.now.epoch {
-		w.older, w.known = w.known, knownDecisions{
-			epoch:   w.now.epoch,
-			index:   map[rules.Decision]uint32{},
-			shapes:  []shape{{}}, // 0: nothing volatile
-			byReads: map[rules.FieldSet]uint16{},
-		}
+		w.older, w.known = w.known, newKnown(w.now.epoch)
 	}
 	w.facts.Meta = m
 	w.takeMark(m)

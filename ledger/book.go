@@ -201,7 +201,7 @@ func (w *wide) account(k queue.Kernel, s *queue.Stats, failOpen, settled bool) A
 	w.add(k)
 	flushed := min(s.HookFlush, s.Accepted) // which were not read at the same moment
 	a := Account{
-		Queued:   w.ids + w.queueDropped,
+		Queued:   w.ids + w.queueDropped - min(s.Earlier, w.ids),
 		Received: s.Received,
 		Accepted: s.Accepted - flushed,
 		Dropped:  s.Dropped,

@@ -63,15 +63,45 @@ func New(cfg Config) (*Log, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	l := &Log{cfg: cfg, started: time.Now()}
-	for _, c := range cfg.Outputs {
-		o, err := newOutput(c, cfg.Encoder)
+	if err := l.Open(cfg.Outputs, nil); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// Open opens outputs beside those of Config. It is for a log that goes on where
+// that of another process ended, whose files are locked until then: events may
+// be put into the rings before. after holds, output by output, the seq of the
+// last record of the other log (Sequences); missing ones are 0. It must not be
+// called once Run runs. After an error it may be called again.
+func (l *Log) Open(outputs []Output, after []uint64) error {
+	had := len(l.outputs)
+	for i, c := range outputs {
+		o, err := newOutput(c, l.cfg.Encoder)
 		if err != nil {
-			return nil, errors.Join(err, l.closeOutputs(time.Now()))
+			for _, o := range l.outputs[had:] {
+				err = errors.Join(err, o.close(time.Now()))
+			}
+			l.outputs = l.outputs[:had]
+			return err
+		}
+		if i < len(after) {
+			o.enc.seq = after[i]
 		}
 		l.outputs = append(l.outputs, o)
 		l.reportRepair(o)
 	}
-	return l, nil
+	return nil
+}
+
+// Sequences returns the seq of the last record of each output, for a log that
+// goes on in another process. It must be called after Run has returned.
+func (l *Log) Sequences() []uint64 {
+	var seqs []uint64
+	for _, o := range l.outputs {
+		seqs = append(seqs, o.enc.seq)
+	}
+	return seqs
 }
 
 func setDefault[T int | time.Duration](v *T, def T) {

@@ -83,6 +83,7 @@ type nflogGroup struct {
 	number         uint16
 	origin         string
 	next           uint32 // sequence number that comes next
+	unsure         bool   // next is not known: what comes first sets it
 	lost, recorded uint64
 }
 
@@ -100,22 +101,25 @@ func OpenNFLog(cfg NFLogConfig, log *Log) (*NFLogReader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nflog socket: %w", err)
 	}
-	conn, err := nfnl.New(nf.Con, nfnl.Config{
-		Batch:       4,
-		MessageSize: 2*int(cfg.BufferSize) + 4096, // the kernel rounds its buffers up and fills them
-		RecvBuffer:  cfg.RecvBuffer,
-	})
-	if err != nil {
+	n := newNFLog(cfg, log)
+	if n.conn, err = cfg.connect(nf.Con); err != nil {
 		return nil, errors.Join(err, nf.Con.Close())
 	}
-	n := newNFLog(cfg, log)
-	n.conn = conn
 	for _, g := range n.groups {
 		if err := n.bind(g.number); err != nil {
-			return nil, errors.Join(err, conn.Close())
+			return nil, errors.Join(err, n.conn.Close())
 		}
 	}
 	return n, nil
+}
+
+// connect makes s the socket that groups are read from.
+func (c *NFLogConfig) connect(s nfnl.Socket) (*nfnl.Conn, error) {
+	return nfnl.New(s, nfnl.Config{
+		Batch:       4,
+		MessageSize: 2*int(c.BufferSize) + 4096, // the kernel rounds its buffers up and fills them
+		RecvBuffer:  c.RecvBuffer,
+	})
 }
 
 func newNFLog(cfg NFLogConfig, log *Log) *NFLogReader {
@@ -163,10 +167,15 @@ func setDefault32(v *uint32, def uint32) {
 
 // bind binds a group and configures it in one message, so that no event comes
 // with other settings.
-func (n *NFLogReader) bind(group uint16) error {
+func (n *NFLogReader) bind(group uint16) error { return n.bindError(group, n.configure(group, true)) }
+
+// configure sends the settings of a group, and with bind binds it.
+func (n *NFLogReader) configure(group uint16, bind bool) error {
 	var w nfnl.Writer
 	w.Begin(nfnl.Header{Type: nfnl.Type(unix.NFNL_SUBSYS_ULOG, nfulnlMsgConfig)}, unix.AF_UNSPEC, group)
-	w.Attr(nfulaCfgCmd, nfulnlCmdBind)
+	if bind {
+		w.Attr(nfulaCfgCmd, nfulnlCmdBind)
+	}
 	mode := binary.BigEndian.AppendUint32(nil, n.cfg.CopyRange)
 	w.Attr(nfulaCfgMode, append(mode, nflog.CopyPacket, 0)...)
 	w.Uint32(nfulaCfgNLBufSiz, n.cfg.BufferSize)
@@ -174,7 +183,11 @@ func (n *NFLogReader) bind(group uint16) error {
 	w.Uint32(nfulaCfgQThresh, n.cfg.Threshold)
 	w.Attr(nfulaCfgFlags, byte(nflog.FlagSeq>>8), byte(nflog.FlagSeq))
 	w.End()
-	err := n.conn.Request(w.Bytes(), requestTimeout)
+	return n.conn.Request(w.Bytes(), requestTimeout)
+}
+
+// bindError explains why a group could not be bound.
+func (n *NFLogReader) bindError(group uint16, err error) error {
 	switch {
 	case err == nil:
 		return nil
@@ -207,8 +220,9 @@ func isBound(netns int, group uint16) (bound bool) {
 
 // Run reads until ctx is done. Then it unbinds the groups, which makes the
 // kernel hand over what it has gathered, puts that into the log and returns.
-// The Log must run longer than Run. An error means that the socket cannot be
-// read any more.
+// The Log must run longer than Run. If the cause of ctx's end is
+// nfnl.ErrHandOver, the groups stay bound for the reader's successor. An error
+// means that the socket cannot be read any more.
 func (n *NFLogReader) Run(ctx context.Context) error {
 	past := time.Unix(1, 0)
 	stop := context.AfterFunc(ctx, func() { n.conn.SetReadDeadline(past) })
@@ -224,7 +238,7 @@ func (n *NFLogReader) Run(ctx context.Context) error {
 			}
 		}
 		if ctx.Err() != nil {
-			n.finish()
+			n.finish(errors.Is(context.Cause(ctx), nfnl.ErrHandOver))
 			return nil
 		}
 		if err := n.conn.Recv(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -234,9 +248,14 @@ func (n *NFLogReader) Run(ctx context.Context) error {
 	}
 }
 
-// finish takes over what the kernel still holds. That a group cannot be
-// unbound is no error: closing the socket does it too.
-func (n *NFLogReader) finish() {
+// finish takes over what the kernel still holds, or leaves it to the reader's
+// successor. That a group cannot be unbound is no error: closing the socket
+// does it too.
+func (n *NFLogReader) finish(handOver bool) {
+	if handOver {
+		n.recordLosses(time.Now())
+		return
+	}
 	n.drainAll()
 	for _, g := range n.groups {
 		var w nfnl.Writer

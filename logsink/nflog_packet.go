@@ -150,6 +150,9 @@ func (n *NFLogReader) handle(m *nfnl.Message, now int64) {
 // which itself counts as lost unless it could be read.
 func (n *NFLogReader) count(g *nflogGroup, ok bool) {
 	lost := uint64(n.in.seq - g.next)
+	if g.unsure {
+		g.unsure, lost = false, 0
+	}
 	if !ok {
 		lost++
 	}

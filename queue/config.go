@@ -41,8 +41,7 @@ type Config struct {
 	NetNS int
 
 	// Drain bounds how long Run goes on after its context is done. 0 means
-	// 100 ms; negative means not at all, which a queue that is handed over to
-	// another process wants.
+	// 100 ms; negative means not at all.
 	Drain time.Duration
 }
 

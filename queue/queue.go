@@ -43,6 +43,13 @@ type Queue struct {
 	nextID uint32 // of the next packet, if none is lost
 	count  counters
 
+	// What an owner that died may have read and not answered; see Recover.
+	recovering bool
+	lastID     uint32 // of the packets that came before Recover
+	dropped    uint32 // of them, packets that found no room
+
+	before Stats // of earlier owners
+
 	// Reused from packet to packet.
 	msg  nfnl.Message
 	meta packet.Meta
@@ -62,21 +69,35 @@ func Open(cfg Config) (*Queue, error) {
 	if err != nil {
 		return nil, openError(&cfg, err)
 	}
-	conn, err := nfnl.New(nf.Con, nfnl.Config{
+	q, err := newQueue(cfg, nf.Con)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("bind queue %d: %w", cfg.Num, err), nf.Con.Close())
+	}
+	if err := q.configure(true); err != nil {
+		return nil, errors.Join(bindError(&cfg, err), q.Close())
+	}
+	return q, nil
+}
+
+// newQueue returns a Queue that reads s and owns it.
+func newQueue(cfg Config, s nfnl.Socket) (*Queue, error) {
+	conn, err := nfnl.New(s, nfnl.Config{
 		Batch:       batch,
 		MessageSize: int(cfg.CopyRange) + messageOverhead,
 		RecvBuffer:  cfg.RecvBuffer,
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("bind queue %d: %w", cfg.Num, err), nf.Con.Close())
+		return nil, err
 	}
-	q := &Queue{cfg: cfg, conn: conn, out: nfnl.NewWriter(batch * verdictLen), nextID: 1}
-	appendBind(&q.out, &cfg)
-	if err := conn.Request(q.out.Bytes(), bindTimeout); err != nil {
-		return nil, errors.Join(bindError(&cfg, err), conn.Close())
-	}
-	q.out.Reset()
-	return q, nil
+	return &Queue{cfg: cfg, conn: conn, out: nfnl.NewWriter(batch * verdictLen), nextID: 1}, nil
+}
+
+// configure tells the kernel the settings, and with bind binds the queue.
+// Packets that come meanwhile are kept for Run.
+func (q *Queue) configure(bind bool) error {
+	defer q.out.Reset()
+	appendConfig(&q.out, &q.cfg, bind)
+	return q.conn.Request(q.out.Bytes(), bindTimeout)
 }
 
 // Num returns the queue's number.
@@ -107,12 +128,19 @@ func (q *Queue) Close() error { return q.conn.Close() }
 // no packet came for 5 ms, at most for Config.Drain: where the rules stay, what
 // is queued between then and Close is lost.
 //
+// If the cause of ctx's end is nfnl.ErrHandOver, Run answers only what it has
+// read and leaves the rest to the queue's next owner.
+//
 // Errors in the stream (ENOBUFS, refused verdicts, unknown messages) are
 // counted in Stats and never end Run. It returns nil when ctx was done, or the
 // error that makes the socket useless.
 func (q *Queue) Run(ctx context.Context, h packet.Handler) error {
 	err := q.serve(ctx, h)
-	if err == nil {
+	switch {
+	case err != nil:
+	case errors.Is(context.Cause(ctx), nfnl.ErrHandOver):
+		err = q.finish(h)
+	default:
 		err = q.drain(h)
 	}
 	if err != nil {
@@ -125,7 +153,7 @@ func (q *Queue) Run(ctx context.Context, h packet.Handler) error {
 // a second for Tick, and at once when ctx is done. It is set again only when it
 // has passed, so a packet costs no timer.
 func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
-	if err := q.conn.SetReadDeadline(time.Now().Add(idle)); err != nil {
+	if err := q.conn.SetReadDeadline(time.Now().Add(q.patience())); err != nil {
 		return err
 	}
 	woken := make(chan struct{})
@@ -142,17 +170,33 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 	for ctx.Err() == nil {
 		err := q.conn.Recv()
 		now := time.Now()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		if late {
 			err = q.conn.SetReadDeadline(now.Add(idle)) // before ctx is looked at again
+		}
+		if err == nil && late && q.recovering { // a packet may have come while we were not running
+			err = q.conn.TryRecv()
 		}
 		if err != nil {
 			return err
 		}
 		q.answer(h, now.UnixNano())
+		if late {
+			q.repeat(q.lastID)
+		}
 		if ticker != nil {
 			ticker.Tick(now.UnixNano())
 		}
 	}
+	return nil
+}
+
+// finish answers what was read and not yet looked at: a batch at most.
+func (q *Queue) finish(h packet.Handler) error {
+	if err := q.conn.TryRecv(); err != nil {
+		return err
+	}
+	q.answer(h, time.Now().UnixNano())
 	return nil
 }
 
@@ -207,6 +251,10 @@ func (q *Queue) message(h packet.Handler, now int64) {
 	}
 	if !ok {
 		return
+	}
+	if q.recovering {
+		q.repeat(q.meta.ID - 1)
+		q.nextID = q.meta.ID
 	}
 	// The kernel numbers the packets of a queue without gaps, and counts those
 	// that did not fit into the receive buffer too.

@@ -18,8 +18,8 @@ func (j judge) Handle(m *packet.Meta, data []byte) packet.Verdict { return j(m, 
 
 func accept(*packet.Meta, []byte) packet.Verdict { return packet.Verdict{Action: packet.Accept} }
 
-// newQueue returns a Queue without a socket.
-func newQueue(num uint16) *Queue {
+// bareQueue returns a Queue without a socket.
+func bareQueue(num uint16) *Queue {
 	return &Queue{cfg: Config{Num: num}, out: nfnl.NewWriter(batch * verdictLen), nextID: 1}
 }
 
@@ -118,7 +118,7 @@ func TestCutPacketIsAnswered(t *testing.T) {
 	var w nfnl.Writer
 	w.Attr(attrPacketHdr, header(1, 0x0800, packet.Input)...)
 	w.Attr(attrPayload, make([]byte, 100)...)
-	q := newQueue(3)
+	q := bareQueue(3)
 	q.msg = packetMessage(&w)
 	q.msg.Attrs, q.msg.Truncated = q.msg.Attrs[:50], true
 	var seen int
@@ -189,7 +189,7 @@ func TestMessageCounts(t *testing.T) {
 		refused(syscall.ENODEV, verdict, packet.Accept),
 		refused(syscall.ENOENT, 0x302, packet.Accept),
 	}
-	q := newQueue(3)
+	q := bareQueue(3)
 	for i := range messages {
 		q.msg = messages[i]
 		q.message(judge(accept), 1)
@@ -206,7 +206,7 @@ func TestMessageCounts(t *testing.T) {
 func TestUnknownActionDrops(t *testing.T) {
 	var w, want nfnl.Writer
 	w.Attr(attrPacketHdr, header(1, 0x0800, packet.Input)...)
-	q := newQueue(3)
+	q := bareQueue(3)
 	q.msg = packetMessage(&w)
 	q.message(judge(func(*packet.Meta, []byte) packet.Verdict { return packet.Verdict{Action: 77} }), 1)
 	appendVerdict(&want, 3, 1, packet.Verdict{Action: packet.Drop})
@@ -272,7 +272,7 @@ func typical(w *nfnl.Writer) nfnl.Message {
 
 func TestNoAllocs(t *testing.T) {
 	var w nfnl.Writer
-	q, h := newQueue(3), judge(accept)
+	q, h := bareQueue(3), judge(accept)
 	q.msg = typical(&w)
 	got := testing.AllocsPerRun(1000, func() {
 		q.message(h, 1)
@@ -287,7 +287,7 @@ func TestNoAllocs(t *testing.T) {
 
 func BenchmarkMessage(b *testing.B) {
 	var w nfnl.Writer
-	q, h := newQueue(3), judge(accept)
+	q, h := bareQueue(3), judge(accept)
 	q.msg = typical(&w)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -307,7 +307,7 @@ func FuzzMessage(f *testing.F) {
 	f.Add(m.Attrs, uint8(m.Family))
 	f.Add(m.Attrs[:30], uint8(syscall.AF_BRIDGE))
 	f.Fuzz(func(t *testing.T, attrs []byte, family uint8) {
-		q := newQueue(3)
+		q := bareQueue(3)
 		q.msg = nfnl.Message{Header: nfnl.Header{Type: 0x300}, Family: family, ResID: 3, Attrs: attrs}
 		judged := 0
 		q.message(judge(func(m *packet.Meta, data []byte) packet.Verdict {

@@ -8,7 +8,8 @@ import (
 	"github.com/verdictd/verdictd/packet"
 )
 
-// Stats counts packets since the queue was bound. The counters only grow.
+// Stats counts packets since the queue was bound; where it was attached without
+// a Position, since then. The counters only grow.
 //
 // Once Run has no packet in hand,
 //
@@ -50,6 +51,8 @@ type Stats struct {
 	Malformed   uint64 // messages or attributes that could not be decoded
 	Unknown     uint64 // messages of an unknown kind
 	SendRetries uint64 // batches of verdicts sent again, the kernel being short of memory
+	Earlier     uint64 // packets that somebody read who died: they came again under new ids, or were answered before
+	Repeats     uint64 // how often packets of a dead owner were sent through their hook again
 }
 
 // counters are what Run counts, for Stats to read from elsewhere.
@@ -64,11 +67,15 @@ type counters struct {
 	gaps         atomic.Uint64
 	malformed    atomic.Uint64
 	unknown      atomic.Uint64
+	earlier      atomic.Uint64
+	repeats      atomic.Uint64
 }
 
 // refusal counts the kernel's refusal of a verdict.
 func (c *counters) refusal(m *nfnl.Message) {
 	switch {
+	case m.Request.Type == nfnl.Type(subsystem, msgBatch) && m.Errno == syscall.ENOENT:
+		// Nothing was left to repeat.
 	case m.Request.Type != nfnl.Type(subsystem, msgVerdict):
 		c.unknown.Add(1)
 	case m.Errno == syscall.EPERM:
@@ -86,7 +93,7 @@ func (c *counters) refusal(m *nfnl.Message) {
 // and after Run runs.
 func (q *Queue) Stats() Stats {
 	c, s := &q.count, q.conn.Stats()
-	return Stats{
+	sum := Stats{
 		Received:     c.received.Load(),
 		Accepted:     c.verdicts[packet.Accept].Load(),
 		Dropped:      c.verdicts[packet.Drop].Load(),
@@ -102,7 +109,32 @@ func (q *Queue) Stats() Stats {
 		Malformed:    s.Malformed + c.malformed.Load(),
 		Unknown:      c.unknown.Load(),
 		SendRetries:  s.SendRetries,
+		Earlier:      c.earlier.Load(),
+		Repeats:      c.repeats.Load(),
 	}
+	sum.add(&q.before)
+	return sum
+}
+
+// add adds the counters of an earlier owner.
+func (s *Stats) add(t *Stats) {
+	s.Received += t.Received
+	s.Accepted += t.Accepted
+	s.Dropped += t.Dropped
+	s.Rejected += t.Rejected
+	s.HookFlush += t.HookFlush
+	s.LateDrop += t.LateDrop
+	s.NotPermitted += t.NotPermitted
+	s.Refused += t.Refused
+	s.Unsent += t.Unsent
+	s.Gaps += t.Gaps
+	s.Overruns += t.Overruns
+	s.Truncated += t.Truncated
+	s.Malformed += t.Malformed
+	s.Unknown += t.Unknown
+	s.SendRetries += t.SendRetries
+	s.Earlier += t.Earlier
+	s.Repeats += t.Repeats
 }
 
 // MaxLen returns how many packets may wait for a verdict.

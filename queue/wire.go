@@ -17,6 +17,7 @@ const (
 	msgPacket  = 0
 	msgVerdict = 1
 	msgConfig  = 2
+	msgBatch   = 3 // NFQNL_MSG_VERDICT_BATCH
 )
 
 // Attributes of packets and verdicts: enum nfqnl_attr_type.
@@ -162,19 +163,31 @@ func kernelVerdict(v packet.Verdict) uint32 {
 	return nfqueue.NfDrop
 }
 
-// appendBind appends the message that binds and configures a queue at once.
-// Between separate messages the queue would exist without a copy mode, and the
-// kernel drops packets for such a queue even under --queue-bypass.
-func appendBind(w *nfnl.Writer, cfg *Config) {
+// appendConfig appends the message that configures a queue, and with bind
+// binds it too, all at once. Between separate messages the queue would exist
+// without a copy mode, and the kernel drops packets for such a queue even under
+// --queue-bypass.
+func appendConfig(w *nfnl.Writer, cfg *Config, bind bool) {
 	flags := uint32(nfqueue.NfQaCfgFlagGSO | nfqueue.NfQaCfgFlagUIDGid)
+	mask := flags | nfqueue.NfQaCfgFlagFailOpen
 	if cfg.FailOpen {
-		flags |= nfqueue.NfQaCfgFlagFailOpen
+		flags = mask
 	}
 	w.Begin(nfnl.Header{Type: nfnl.Type(subsystem, msgConfig)}, syscall.AF_UNSPEC, cfg.Num)
-	w.Attr(cfgCmd, cmdBind, 0, 0, 0)
+	if bind {
+		w.Attr(cfgCmd, cmdBind, 0, 0, 0)
+	}
 	w.Attr(cfgParams, append(binary.BigEndian.AppendUint32(nil, cfg.CopyRange), nfqueue.NfQnlCopyPacket)...)
 	w.Uint32(cfgMaxLen, cfg.MaxLen)
-	w.Uint32(cfgMask, flags)
+	w.Uint32(cfgMask, mask)
 	w.Uint32(cfgFlags, flags)
+	w.End()
+}
+
+// appendRepeat appends the verdict that sends all packets up to id, in the
+// order of the queue, through their hook again.
+func appendRepeat(w *nfnl.Writer, queue uint16, id uint32) {
+	w.Begin(nfnl.Header{Type: nfnl.Type(subsystem, msgBatch), Flags: nfnl.FlagRequest, Seq: id}, syscall.AF_UNSPEC, queue)
+	w.Uint32s(attrVerdictHdr, nfqueue.NfRepeat, id)
 	w.End()
 }

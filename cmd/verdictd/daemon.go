@@ -17,6 +17,7 @@ import (
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/internal/links"
+	"github.com/verdictd/verdictd/internal/nfnl"
 	"github.com/verdictd/verdictd/logsink"
 	"github.com/verdictd/verdictd/policy"
 	"github.com/verdictd/verdictd/queue"
@@ -43,8 +44,16 @@ type daemon struct {
 	marks      *offload
 	observer   observer
 
+	line     *succession       // never nil
+	heir     *heir             // has taken or is taking our place
+	upgrades *net.UnixListener // nil if there is none
+
 	outputs []logsink.Output // in place of those that the settings name
 	ready   func()           // called once packets are judged
+
+	announced bool
+	attached  time.Time // when the queues were ours
+	inherited int       // flows of another process
 }
 
 // run runs the daemon until ctx is done or a part of it fails.
@@ -59,17 +68,26 @@ func (d *daemon) run(ctx context.Context) error {
 	if err := d.open(ctx); err != nil {
 		return err
 	}
+	d.openUpgrades()
 
 	// The audit log outlives everything that writes to it.
 	auditCtx, endAudit := context.WithCancel(context.WithoutCancel(ctx))
 	var audit sync.WaitGroup
 	var auditErr error
-	audit.Go(func() { auditErr = d.audit.Run(auditCtx) })
+	audit.Go(func() {
+		d.awaitLog(auditCtx)
+		auditErr = d.audit.Run(auditCtx)
+	})
 	err = d.judge(ctx)
-	d.recordStats()
-	d.audit.Admin("stop", "verdictd stopped")
+	if d.heir == nil {
+		d.recordStats()
+		d.audit.Admin("stop", "verdictd stopped")
+	}
 	endAudit()
 	audit.Wait()
+	if d.heir != nil {
+		return errors.Join(err, auditErr, d.release(ctx))
+	}
 	d.report()
 	return errors.Join(err, auditErr)
 }
@@ -89,8 +107,20 @@ func (d *daemon) open(ctx context.Context) error {
 		Flows: d.Flows, Workers: len(d.Queues), InterfaceName: d.links.Name,
 		Now: func() int64 { return time.Now().UnixNano() },
 	})
+	if err := d.openAudit(); err != nil {
+		return err
+	}
 	for _, num := range d.Queues {
-		q, err := queue.Open(queue.Config{
+		d.workers = append(d.workers, d.engine.NewWorker(d.audit.Ring(fmt.Sprintf("queue %d", num))))
+	}
+	if d.marks, err = d.newOffload(); err != nil {
+		return err
+	}
+	if err := d.takeOver(); err != nil {
+		return err
+	}
+	for _, num := range d.Queues {
+		q, err := d.openQueue(queue.Config{
 			Num: num, MaxLen: uint32(d.QueueLength), CopyRange: uint32(d.CopyRange), FailOpen: d.failOpen, NetNS: d.netns,
 			Drain: d.drain(),
 		})
@@ -99,55 +129,27 @@ func (d *daemon) open(ctx context.Context) error {
 		}
 		d.queues = append(d.queues, q)
 	}
-	if d.marks, err = d.newOffload(); err != nil {
-		return err
-	}
-	if err := d.publish(ctx, d.policy); err != nil {
-		return err
-	}
-	if err := d.openAudit(); err != nil {
-		return err
+	d.attached = time.Now()
+	if d.line.elder == nil {
+		d.marks.begin()
+		if err := d.publish(ctx, d.policy); err != nil {
+			return err
+		}
 	}
 	if err := d.openObserver(); err != nil || len(d.NFLogGroups) == 0 {
 		return err
 	}
-	d.nflog, err = logsink.OpenNFLog(logsink.NFLogConfig{
+	d.nflog, err = d.openNFLog(logsink.NFLogConfig{
 		Groups: d.NFLogGroups, NetNS: d.netns, InterfaceName: d.links.Name,
-	}, d.audit)
-	return err
-}
-
-// drain bounds how long queues are emptied at the end. Our own rules are out
-// by then, so that the queue ends; the user's may go on filling it.
-func (d *daemon) drain() time.Duration {
-	if d.settings.ruleset != nil {
-		return 2 * time.Second
-	}
-	return 0 // the queue's default
-}
-
-func (d *daemon) openAudit() error {
-	outputs := d.outputs
-	if outputs == nil {
-		outputs = []logsink.Output{{
-			Path: d.Log.File, Pretty: d.Log.Pretty && d.Log.File == "-", Colour: d.env.colour(),
-			MaxBytes: int64(d.Log.MaxSize), Keep: d.Log.Keep,
-		}}
-		if d.Log.Pretty && d.Log.File != "-" {
-			outputs = append(outputs, logsink.Output{Path: "-", Pretty: true, Colour: d.env.colour()})
-		}
-	}
-	host, _ := os.Hostname() // without it the record just lacks the key
-	var err error
-	d.audit, err = logsink.New(logsink.Config{
-		Outputs: outputs, Encoder: logsink.EncoderConfig{Host: host}, Logger: d.log,
 	})
 	return err
 }
 
 // close frees what open opened and puts the rules out if they are still in.
 func (d *daemon) close() {
+	d.closeUpgrades()
 	d.closeObserver()
+	d.leave()
 	if d.ruleset != nil {
 		if err := d.ruleset.Close(); err != nil {
 			d.log.Error("rules not removed", "error", err)
@@ -164,109 +166,125 @@ func (d *daemon) close() {
 	}
 }
 
-// judge runs everything that reads packets or changes how they are judged.
-// The tasks end in two steps: first all that brings packets, then, when the
-// queues are empty, the rest.
+// judge judges packets until ctx is done, a part fails or another process has
+// taken the daemon's place.
 func (d *daemon) judge(ctx context.Context) error {
+	for {
+		err := d.judgeOn(ctx)
+		if err != nil || d.heir == nil {
+			for _, w := range d.workers {
+				w.Close()
+			}
+			return err
+		}
+		err = d.handOver(ctx)
+		if err == nil {
+			for _, w := range d.workers {
+				w.Leave()
+			}
+			return nil
+		}
+		if err := d.resume(err); err != nil {
+			return err
+		}
+	}
+}
+
+// judgeOn runs everything that reads packets or changes how they are judged.
+// The tasks end in two steps: first all that brings packets, then, when the
+// queues are empty, the rest. Before another process takes over it is the
+// other way round, so that nothing slow happens while nobody judges.
+func (d *daemon) judgeOn(ctx context.Context) error {
 	tasks, tasksCtx := errgroup.WithContext(ctx)
-	serve, endServe := context.WithCancel(context.WithoutCancel(ctx))
-	defer endServe()
+	serve, endServe := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer endServe(nil)
+	side, endSide := context.WithCancel(serve)
+	defer endSide()
 	for i, q := range d.queues {
-		w := d.engine.NewWorker(d.audit.Ring(fmt.Sprintf("queue %d", d.Queues[i])))
-		d.workers = append(d.workers, w)
-		tasks.Go(func() error {
-			defer w.Close()
-			return q.Run(serve, w)
-		})
+		tasks.Go(func() error { return q.Run(serve, d.workers[i]) })
 	}
 	if d.nflog != nil {
 		tasks.Go(func() error { return d.nflog.Run(serve) })
 	}
-	tasks.Go(func() error { return d.links.Run(serve, d.netns, d.engine.Refresh) })
-	tasks.Go(func() error {
-		return policy.Watch(serve, policy.WatchConfig{
-			Source: d.source(), Current: d.policy, Reload: d.observer.reload.ask,
-			OnChange: func(p *policy.Policy, err error) { d.changePolicy(serve, p, err) },
-			OnServer: d.bundleServer,
+	var beside sync.WaitGroup
+	for _, task := range []func(context.Context) error{
+		d.followLinks, d.followPolicy, d.compareDecisions, d.followHangups, d.observe, d.serveUpgrades,
+	} {
+		beside.Add(1)
+		tasks.Go(func() error {
+			defer beside.Done()
+			return task(side)
 		})
-	})
+	}
 	tasks.Go(func() error {
-		return d.shadow.Run(serve, func(m *policy.Mismatch) { d.distrustPolicy(serve, m) })
-	})
-	tasks.Go(func() error { return d.followHangups(serve) })
-	tasks.Go(func() error { return d.observe(serve) })
-	tasks.Go(func() error {
-		defer endServe()
+		defer endServe(nil)
 		if err := d.announce(); err != nil {
 			return err
 		}
-		return d.keepRules(tasksCtx)
+		tasks.Go(func() error {
+			if d.heir = d.awaitHeir(serve); d.heir != nil {
+				endSide()
+				beside.Wait()
+				endServe(nfnl.ErrHandOver)
+			}
+			return nil
+		})
+		return d.keepRules(tasksCtx, serve)
 	})
-	return tasks.Wait()
+	err := tasks.Wait()
+	if d.heir != nil && (err != nil || !errors.Is(context.Cause(serve), nfnl.ErrHandOver)) {
+		d.refuse(d.heir.request, d.heir.fail(errors.New("told to stop")))
+		d.heir = nil
+	}
+	return err
 }
 
-// keepRules looks now and then whether the rules are still as they were put
-// in, and puts them in again if not: a "flush ruleset" by somebody else would
-// let everything pass unseen. When ctx is done it takes the rules out of use.
-func (d *daemon) keepRules(ctx context.Context) error {
-	if d.ruleset == nil {
-		<-ctx.Done()
-		return nil
-	}
-	ticker := time.NewTicker(rulesEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return d.ruleset.Stop()
-		case <-ticker.C:
-		}
-		err := d.ruleset.Verify()
-		if err == nil {
-			continue
-		}
-		d.log.Error("rules changed, putting them in again", "reason", err)
-		d.audit.Admin("rules_changed", err.Error())
-		if err := d.ruleset.Restore(); err != nil {
-			d.log.Error("rules not put in", "error", err) // and tried again
-			continue
-		}
-		d.observer.book.SetRules(d.queued) // their counters begin again
-	}
+func (d *daemon) followLinks(ctx context.Context) error {
+	return d.links.Run(ctx, d.netns, d.engine.Refresh)
 }
 
-// rulesEvery is how often the rules are looked at.
-const rulesEvery = 2 * time.Second
+// followPolicy loads the policy again when its files change and when it is asked
+// to.
+func (d *daemon) followPolicy(ctx context.Context) error {
+	return policy.Watch(ctx, policy.WatchConfig{
+		Source: d.source(), Current: d.observer.current(), Reload: d.observer.reload.ask,
+		OnChange: func(p *policy.Policy, err error) { d.changePolicy(ctx, p, err) },
+		OnServer: d.bundleServer,
+	})
+}
 
-// announce puts the rules in and says that packets are judged now.
+// announce puts the rules in, which replace those of the daemon before without
+// a gap, and says that packets are judged now.
 func (d *daemon) announce() error {
+	if d.announced { // a failed upgrade may have changed them
+		return d.restoreRules()
+	}
+	var ruleset *hook.Ruleset
 	if d.settings.ruleset != nil {
-		r, err := d.marks.install(*d.settings.ruleset)
-		if err != nil {
+		var err error
+		if ruleset, err = d.marks.install(*d.settings.ruleset); err != nil {
 			return err
 		}
-		d.ruleset = r
+	}
+	if err := d.commit(); err != nil {
+		return err
+	}
+	d.ruleset, d.announced = ruleset, true
+	if ruleset != nil {
 		d.observer.book.SetRules(d.queued)
 		if d.offloads {
-			d.observer.follow(r)
+			d.observer.follow(ruleset)
 		}
 	}
+	d.settle()
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
-	d.log.Info("ready", "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
+	d.log.Info("ready", "pid", os.Getpid(), "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
 	d.tellOrigin(d.policy)
-	notifySystemd("READY=1")
 	if d.ready != nil {
 		d.ready()
 	}
 	return nil
-}
-
-func (d *daemon) hookText() string {
-	if d.Hook == "" {
-		return "own rules of the user"
-	}
-	return d.Hook
 }
 
 // followHangups reloads the policy and reopens the log files at each SIGHUP.
@@ -308,6 +326,11 @@ func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) 
 	d.reloaded(nil)
 }
 
+// compareDecisions lets OPA's evaluator check compiled decisions.
+func (d *daemon) compareDecisions(ctx context.Context) error {
+	return d.shadow.Run(ctx, func(m *policy.Mismatch) { d.distrustPolicy(ctx, m) })
+}
+
 // distrustPolicy takes back what the compiled policy decided: the policy is
 // loaded again, to run on OPA's evaluator, and every flow judged anew.
 func (d *daemon) distrustPolicy(ctx context.Context, m *policy.Mismatch) {
@@ -323,9 +346,15 @@ func (d *daemon) distrustPolicy(ctx context.Context, m *policy.Mismatch) {
 func (d *daemon) publish(ctx context.Context, p *policy.Policy) error {
 	d.generation++
 	d.observer.inUse(p)
-	return d.marks.publish(ctx, engine.Snapshot{
+	return d.marks.publish(ctx, d.snapshot(p))
+}
+
+// snapshot returns what packets are judged by under the policy, but for the
+// marks.
+func (d *daemon) snapshot(p *policy.Policy) engine.Snapshot {
+	return engine.Snapshot{
 		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen, ResetDenied: d.ResetDenied,
-	})
+	}
 }
 
 // report says at the end what was done. The queues must still be bound: only
@@ -358,17 +387,4 @@ func (d *daemon) report() {
 		line = line.With("unexplained", l.Total.Unexplained)
 	}
 	line.Info("stopped", "lost", total)
-}
-
-// notifySystemd tells the service manager about the daemon's state if it was
-// started by one; sd_notify(3).
-func notifySystemd(state string) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
-		return
-	}
-	if conn, err := net.Dial("unixgram", path); err == nil {
-		defer conn.Close()
-		_, _ = conn.Write([]byte(state)) // nobody to tell if nobody listens
-	}
 }

@@ -278,6 +278,7 @@ second %d
 1 verdictd: no verdictd answers at %[4]s (start one with verdictd run, or give --control)
 third %[3]d
 0 %[3]d
+upgrade
 verdictd.sock
 `, a, b, c, first)
 	if diff := cmp.Diff(want, p.Stdout()); diff != "" {

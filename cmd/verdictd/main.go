@@ -110,7 +110,7 @@ Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, flagError(err)) })
 	root.SetHelpCommand(newHelpCommand())
 	root.AddCommand(
-		newRunCommand(e), newStatusCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
+		newRunCommand(e), newUpgradeCommand(e), newStatusCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
 		newSchemaCommand(e), newRulesCommand(e),
 		newHookCommand(e), newDemoCommand(e), newManCommand(e),
 	)

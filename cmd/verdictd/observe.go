@@ -98,13 +98,19 @@ type observer struct {
 	ruleset  *hook.Ruleset // whose counter says what passed by the queue; nil: none
 }
 
-// openObserver opens what others may ask by. A control socket that was not
-// asked for may be missing.
+// openObserver opens what others may ask by.
 func (d *daemon) openObserver() error {
 	o := &d.observer
 	o.started = time.Now()
 	o.book = ledger.NewBook(ledger.Config{Queues: d.queues, NetNS: d.netns})
 	o.reload.ask = make(chan struct{})
+	return d.listen()
+}
+
+// listen opens the sockets. A control socket that was not asked for may be
+// missing.
+func (d *daemon) listen() error {
+	o := &d.observer
 	var err error
 	switch d.Control {
 	case noControl:
@@ -136,6 +142,7 @@ func (d *daemon) closeObserver() {
 	if m := d.observer.metrics; m != nil {
 		m.Close()
 	}
+	d.observer.control, d.observer.metrics = nil, nil
 }
 
 // observe runs until ctx is done and every client has been answered.
@@ -261,6 +268,13 @@ func (o *observer) inUse(p *policy.Policy) {
 		o.overruns += o.policy.Stats().Overruns
 	}
 	o.policy, o.loaded = p, time.Now()
+}
+
+// current returns the policy in use.
+func (o *observer) current() *policy.Policy {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.policy
 }
 
 // watchEvery is how often the ledger is looked at for losses.

@@ -39,18 +39,47 @@ type offload struct {
 	ruleset *hook.Ruleset
 }
 
-// newOffload prepares the marks of the first generation.
+// newOffload returns an offload that gives no marks yet.
 func (d *daemon) newOffload() (*offload, error) {
 	o := &offload{wanted: d.offloads, netns: d.netns, log: d.log, engine: d.engine}
 	if d.mask == 0 {
 		return o, nil
 	}
 	var err error
-	if o.latest, err = hook.NewMarks(d.mask); err != nil {
-		return nil, err
+	o.latest, err = hook.NewMarks(d.mask)
+	return o, err
+}
+
+// begin takes the first generation into use.
+func (o *offload) begin() {
+	if o.latest.Mask != 0 {
+		o.marks = o.free(o.latest)
 	}
-	o.marks = o.free(o.latest)
-	return o, nil
+}
+
+// succeed takes into use what follows the marks of another process. If flows
+// are judged as before, connections keep their marks; if not, they have to lose
+// them, or the rules of our own get the next number.
+func (o *offload) succeed(past marksLegacy, same, ownRules bool) {
+	switch {
+	case past.Latest.Mask != o.latest.Mask:
+		o.begin() // other bits
+	case same && o.wanted && past.InUse.Accept != 0:
+		o.latest, o.marks = past.Latest, past.InUse
+	default:
+		o.latest = past.Latest
+		if ownRules && o.latest.Mask != 0 {
+			o.latest = o.latest.Next()
+		}
+		o.begin()
+	}
+}
+
+// legacy returns what a successor must know.
+func (o *offload) legacy() marksLegacy {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return marksLegacy{Latest: o.latest, InUse: o.marks}
 }
 
 // free returns the marks with a number that no connection carries, or without
@@ -75,6 +104,9 @@ func (o *offload) install(c hook.Config) (*hook.Ruleset, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c.Mask, c.Offload = o.marks.Mask, o.marks.Accept != 0
+	if first, err := hook.NewMarks(c.Mask); err == nil && o.marks != first {
+		c.Offload = false // until the number is right
+	}
 	r, err := hook.Install(c)
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 	"github.com/verdictd/verdictd/config"
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/hook"
+	"github.com/verdictd/verdictd/internal/handover"
 	"github.com/verdictd/verdictd/policy"
 )
 
@@ -36,6 +37,15 @@ tests fail, is refused and the old one stays. The same holds for a bundle on a
 server, which is asked for again and again; the last good one is kept in a file,
 and used if the server cannot be reached when verdictd starts. SIGINT and SIGTERM
 stop verdictd: it takes its rules out, judges what is still queued and exits.
+SIGUSR2 starts the program anew, which takes over without losing a packet (see
+verdictd upgrade).
+
+With --keeper, a worker that dies is started anew at once; the packets it had
+read and not answered are judged by the next one. The keeper passes SIGHUP,
+SIGUSR2, SIGINT and SIGTERM on. It gives up when nine workers have died in a
+row, none of which judged for 10 s: then --fail decides. It does not help
+against a worker that hangs. Under systemd the descriptor store does the same
+without a keeper.
 
 Packets that cannot be judged (malformed, or the policy fails) are dropped with
 --fail closed and pass with --fail open; the same holds, with --hook, for packets
@@ -46,6 +56,7 @@ Needs CAP_NET_ADMIN.`
 func newRunCommand(e env) *cobra.Command {
 	var file string
 	var given config.Config
+	var keep bool
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Judge live packets until told to stop",
@@ -74,16 +85,24 @@ func newRunCommand(e env) *cobra.Command {
 				}
 				return hook.PrintIptables(*s.ruleset, e.stdout)
 			}
+			if keep && !handover.Kept() {
+				return runKeeper(e)
+			}
 			// A log that nobody reads any more is counted as lost. To die of it
 			// would leave the rules in, and packets without an answer.
 			signal.Ignore(unix.SIGPIPE)
 			defer signal.Reset(unix.SIGPIPE)
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
-			return newDaemon(e, s).run(ctx)
+			d := newDaemon(e, s)
+			if d.line, err = newSuccession(); err != nil {
+				return err
+			}
+			return d.run(ctx)
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "YAML `FILE` with the settings below; flags override it")
+	cmd.Flags().BoolVar(&keep, "keeper", false, "run under a small second process that holds the queues and starts verdictd anew if it dies")
 	bindFlags(cmd.Flags(), &given)
 	return cmd
 }
@@ -293,5 +312,5 @@ func newDaemon(e env, s settings) *daemon {
 	if s.quiet {
 		handler = slog.DiscardHandler
 	}
-	return &daemon{settings: s, env: e, log: slog.New(handler), shadow: policy.NewShadow(0)}
+	return &daemon{settings: s, env: e, log: slog.New(handler), shadow: policy.NewShadow(0), line: &succession{}}
 }

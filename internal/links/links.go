@@ -52,8 +52,12 @@ func (t *Table) Name(index uint32) string {
 // Close frees the socket; Run returns.
 func (t *Table) Close() error { return t.conn.Close() }
 
-// Run follows changes until ctx is done, and calls changed after each.
+// Run follows changes until ctx is done, and calls changed after each. It may
+// be called again after it has returned nil.
 func (t *Table) Run(ctx context.Context, netns int, changed func()) error {
+	if err := t.conn.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("follow network interfaces: %w", err)
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	done := make(chan struct{})

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/internal/handover"
+)
+
+const (
+	// keeperTries is how many workers may die in a row before the keeper gives
+	// up. The pauses before them add up to 6.4 s.
+	keeperTries = 9
+	// keeperStable is how long a worker must have judged to count as a success.
+	keeperStable = 10 * time.Second
+	// keeperPause is the pause before the third worker; it doubles from then
+	// on. The second one starts at once.
+	keeperPause = 50 * time.Millisecond
+)
+
+// keeper starts the daemon as a child, its worker, holds the sockets of its
+// queues, and starts it anew when it dies: the new one goes on with the same
+// sockets. It is to its worker what systemd is to a service, in the same
+// protocol. It reads no packet, no policy and no configuration.
+type keeper struct {
+	log     *slog.Logger
+	program string
+	above   handover.Notifier
+	store   *handover.Keeper
+	notices chan *handover.Notice
+	signals chan os.Signal
+
+	worker   int  // process id of the daemon, 0 if none runs
+	group    int  // process group of all its processes
+	ready    bool // some worker has judged packets
+	readyAt  time.Time
+	failures int // since the last worker that was stable
+	stopping bool
+	retry    <-chan time.Time
+}
+
+// runKeeper is verdictd run --keeper. It returns when the worker has ended in
+// good order, or cannot be kept running.
+func runKeeper(e env) error {
+	k := &keeper{
+		log: slog.New(slog.NewTextHandler(e.stderr, nil)).With("keeper", os.Getpid()), above: handover.NewNotifier(),
+		notices: make(chan *handover.Notice), signals: make(chan os.Signal, 16),
+	}
+	var err error
+	if k.program, err = os.Executable(); err != nil {
+		return fmt.Errorf("find the running program: %w", err)
+	}
+	// A worker that an upgrade started becomes our child when the old one ends.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become the parent of orphans: %w", err)
+	}
+	if k.store, err = handover.NewKeeper(); err != nil {
+		return err
+	}
+	signal.Notify(k.signals, unix.SIGCHLD, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR2)
+	defer signal.Stop(k.signals)
+	var listen sync.WaitGroup
+	listen.Go(k.listen)
+	code, err := k.run()
+	k.store.Close()
+	for range k.notices { // until listen ends
+	}
+	listen.Wait()
+	if code == exitInput {
+		return badInput(errors.New("")) // the worker has said what
+	}
+	if code != exitOK && err == nil {
+		err = errors.New("")
+	}
+	return err
+}
+
+// listen passes on what the worker says, until the store is closed.
+func (k *keeper) listen() {
+	defer close(k.notices)
+	for {
+		n, err := k.store.Receive()
+		if err != nil {
+			return
+		}
+		k.notices <- n
+	}
+}
+
+// run returns the exit code of the worker that ended in good order.
+func (k *keeper) run() (code int, err error) {
+	if err := k.spawn(); err != nil {
+		return exitError, err
+	}
+	for {
+		select {
+		case n := <-k.notices:
+			k.hear(n)
+		case <-k.retry:
+			k.retry = nil
+			if err := k.spawn(); err != nil {
+				return exitError, err
+			}
+		case s := <-k.signals:
+			k.drain() // the worker may have changed
+			if s == unix.SIGCHLD {
+				if code, over, err := k.reap(); over {
+					return code, err
+				}
+				continue
+			}
+			k.stopping = k.stopping || s == unix.SIGTERM || s == unix.SIGINT
+			if k.worker == 0 && k.stopping {
+				return exitOK, nil
+			}
+			k.forward(s.(syscall.Signal))
+		}
+	}
+}
+
+func (k *keeper) forward(s syscall.Signal) {
+	if k.worker == 0 {
+		return // the next worker reads everything anew anyway
+	}
+	if err := unix.Kill(k.worker, s); err != nil {
+		k.log.Warn("signal not passed on", "signal", s, "worker", k.worker, "error", err)
+	}
+}
+
+// spawn starts a worker, with the sockets that the last one left.
+func (k *keeper) spawn() error {
+	own, fds := k.store.Child()
+	names := make([]string, len(own))
+	for i, v := range own {
+		names[i], _, _ = strings.Cut(v, "=")
+	}
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return slices.Contains(names, name)
+	})
+	pid, err := syscall.ForkExec(k.program, os.Args, &syscall.ProcAttr{
+		Env:   append(env, own...),
+		Files: append([]uintptr{0, 1, 2}, fds...),
+		Sys:   &syscall.SysProcAttr{Setpgid: true},
+	})
+	if err != nil {
+		return fmt.Errorf("start worker %s: %w", k.program, err)
+	}
+	k.worker, k.group, k.readyAt = pid, pid, time.Time{}
+	k.log.Info("worker started", "worker", pid)
+	return nil
+}
+
+// hear does what one of the worker's processes says.
+func (k *keeper) hear(n *handover.Notice) {
+	if !k.ours(n.PID) {
+		n.Close()
+		return
+	}
+	if pid, err := strconv.Atoi(n.Values["MAINPID"]); err == nil && pid != k.worker && k.ours(pid) {
+		k.log.Info("following the upgrade", "worker", pid, "before", k.worker)
+		k.worker = pid
+		if k.stopping { // the old one, which was told, had already let go
+			k.forward(unix.SIGTERM)
+		}
+	}
+	if n.Values["READY"] == "1" {
+		k.ready, k.readyAt = true, time.Now()
+		if err := k.above.Notify("READY=1"); err != nil {
+			k.log.Warn("service manager not told", "error", err)
+		}
+	}
+	k.store.Take(n)
+}
+
+// ours returns whether a process is the worker, which may have died, or one
+// that runs and descends from it.
+func (k *keeper) ours(pid int) bool {
+	group, err := unix.Getpgid(pid)
+	return k.worker != 0 && (pid == k.worker || err == nil && group == k.group)
+}
+
+// reap takes note of children that have ended. over says that the keeper has
+// nothing more to do.
+func (k *keeper) reap() (code int, over bool, err error) {
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || pid == 0 {
+			return 0, false, nil
+		}
+		if pid == k.worker {
+			return k.bury(status)
+		}
+	}
+}
+
+// bury decides what the worker's end means.
+func (k *keeper) bury(status unix.WaitStatus) (code int, over bool, err error) {
+	// Whoever the worker had started must not read its queues any more.
+	_ = unix.Kill(-k.group, unix.SIGKILL) // fails if nobody is left
+	for {
+		if _, err := unix.Wait4(-1, nil, 0, nil); err != nil && err != unix.EINTR {
+			break
+		}
+	}
+	k.drain()
+	k.worker = 0
+	code = exitError
+	if status.Exited() {
+		code = status.ExitStatus()
+	}
+	switch {
+	case code == exitOK, k.stopping, !k.ready:
+		return code, true, nil
+	case !k.readyAt.IsZero() && time.Since(k.readyAt) >= keeperStable:
+		k.failures = 0
+	}
+	if k.failures++; k.failures == keeperTries {
+		return exitError, true, fmt.Errorf("the worker died %d times in a row: giving up; "+
+			"from now on packets are dropped, or pass with --fail open (see the messages above)", k.failures)
+	}
+	pause := time.Duration(0)
+	if k.failures > 1 {
+		pause = keeperPause << (k.failures - 2)
+	}
+	k.log.Error("worker died, starting another", "status", ended(status), "in", pause)
+	k.retry = time.After(pause)
+	return 0, false, nil
+}
+
+// drain hears everything that was said before.
+func (k *keeper) drain() {
+	if k.store.Mark() != nil {
+		return
+	}
+	for n := range k.notices {
+		if n.Values["BARRIER"] == "1" && n.PID == os.Getpid() {
+			n.Close()
+			return
+		}
+		k.hear(n)
+	}
+}
+
+// ended says how a process ended.
+func ended(s unix.WaitStatus) string {
+	if s.Signaled() {
+		return "killed by " + s.Signal().String()
+	}
+	return fmt.Sprintf("exit code %d", s.ExitStatus())
+}

@@ -1,0 +1,327 @@
+package main_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/hook"
+	"github.com/verdictd/verdictd/internal/lab"
+	"github.com/verdictd/verdictd/internal/lab/labtest"
+)
+
+// upgradable is a daemon whose process changes. Its log is a file: a pipe to
+// the test ends with the first process.
+type upgradable struct {
+	*daemon
+	log string
+}
+
+// startUpgradable runs verdictd with --keeper, so that one process stays.
+func startUpgradable(t *testing.T, ns *lab.Namespace, policy string, args ...string) *upgradable {
+	t.Helper()
+	log := filepath.Join(t.TempDir(), "eve.json")
+	d := startDaemon(t, ns, policy, append([]string{"--keeper", "--log", log}, args...)...)
+	u := &upgradable{d, log}
+	t.Cleanup(func() { // the keeper is killed after a failure, not its worker
+		for _, pid := range u.pids() {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+	})
+	return u
+}
+
+// pids returns the processes that got ready, in order.
+func (u *upgradable) pids() (all []int) {
+	for _, m := range regexp.MustCompile(`msg=ready pid=(\d+)`).FindAllStringSubmatch(u.Stderr(), -1) {
+		pid, _ := strconv.Atoi(m[1])
+		all = append(all, pid)
+	}
+	return all
+}
+
+// worker returns the process that judges.
+func (u *upgradable) worker() int {
+	all := u.pids()
+	return all[len(all)-1]
+}
+
+// waitProcesses waits until n processes have got ready.
+func (u *upgradable) waitProcesses(n int) {
+	u.t.Helper()
+	if !lab.Poll(wait, func() bool { return len(u.pids()) >= n }) {
+		u.t.Fatalf("got %d processes, want %d: %s", len(u.pids()), n, u.Stderr())
+	}
+}
+
+// upgrade lets a new process take over.
+func (u *upgradable) upgrade() {
+	u.t.Helper()
+	n := len(u.pids())
+	u.Signal(unix.SIGUSR2)
+	u.waitProcesses(n + 1)
+}
+
+// stop stops verdictd and checks the audit log: numbers without gap, no loss.
+// It returns the summary of the last process.
+func (u *upgradable) stop(gaps bool) summary {
+	u.t.Helper()
+	if code := u.Stop(); code != 0 {
+		u.t.Errorf("got exit code %d, want 0: %s", code, u.Stderr())
+	}
+	text, err := os.ReadFile(u.log)
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	next := 1
+	for i, line := range strings.Split(strings.TrimSpace(string(text)), "\n") {
+		var seq int
+		if _, err := fmt.Sscanf(line[strings.Index(line, `"seq":`):], `"seq":%d`, &seq); err != nil {
+			u.t.Fatalf("line %d: %v: %s", i+1, err, line)
+		}
+		if seq != next && !gaps || strings.Contains(line, `"event_type":"loss"`) {
+			u.t.Fatalf("line %d: got seq %d, want %d and no loss: %s", i+1, seq, next, line)
+		}
+		next = seq + 1
+	}
+	if _, err := hook.Show(hook.Config{NetNS: u.ns.FD()}); !errors.Is(err, hook.ErrNotInstalled) {
+		u.t.Errorf("got rules after the end: %v", err)
+	}
+	if n := waiting(u.t, u.ns); n != 0 {
+		u.t.Errorf("%d packets wait after the end", n)
+	}
+	if _, line, _ := strings.Cut(u.Stderr(), "msg=stopped "); strings.Contains(line, "unexplained") {
+		u.t.Errorf("the books do not close: %s", line)
+	}
+	return u.summary()
+}
+
+// load sends datagrams and makes connections until stop, which waits for both
+// and returns how many were sent and connected.
+type load struct {
+	sent, connected, failed atomic.Int64
+}
+
+// runLoad sends rate datagrams per second to the sink, and makes conns
+// connections per second, each of which sends a payload and must get it back.
+func runLoad(t *testing.T, net *lab.Network, rate, conns int) (l *load, stop func()) {
+	t.Helper()
+	l = &load{}
+	ctx, cancel := context.WithCancel(t.Context())
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		sent, err := net.Client.Flood(ctx, lab.Flood{To: to("10.99.0.2", sinkPort), Count: 1 << 24, Rate: rate})
+		l.sent.Store(int64(sent.OK + sent.Denied))
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("flood: %v", err)
+		}
+	})
+	tasks.Go(func() { l.connect(ctx, net.Client, conns, &tasks) })
+	return l, func() {
+		cancel()
+		tasks.Wait()
+	}
+}
+
+// connect starts so many connections per second on one thread inside the
+// namespace.
+func (l *load) connect(ctx context.Context, ns *lab.Namespace, rate int, tasks *sync.WaitGroup) {
+	start := time.Now()
+	for i := 0; ctx.Err() == nil; i++ {
+		if early := time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))); early > time.Millisecond {
+			time.Sleep(early)
+		}
+		var c net.Conn
+		err := ns.Do(func() (err error) {
+			c, err = startConnect("10.99.0.2:7001")
+			return err
+		})
+		if err != nil {
+			l.failed.Add(1)
+			continue
+		}
+		tasks.Go(func() { l.exchange(c) })
+	}
+}
+
+// startConnect begins a connection without waiting for it.
+func startConnect(addr string) (net.Conn, error) {
+	a := netip.MustParseAddrPort(addr)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), addr)
+	defer f.Close()
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}); err != nil && err != unix.EINPROGRESS {
+		return nil, err
+	}
+	return net.FileConn(f)
+}
+
+// exchange sends a payload and reads it back.
+func (l *load) exchange(c net.Conn) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(wait))
+	payload := []byte("is it still there?")
+	got := make([]byte, len(payload))
+	_, err := c.Write(payload)
+	for n := 0; n < len(got) && err == nil; {
+		var k int
+		k, err = c.Read(got[n:])
+		n += k
+	}
+	if err != nil || string(got) != string(payload) {
+		l.failed.Add(1)
+		return
+	}
+	l.connected.Add(1)
+}
+
+// TestLabUpgrade lets new processes take over while datagrams and connections
+// go on: none is lost or fails, a connection from before lives on, and the
+// books and the audit log go on as if it were one process.
+func TestLabUpgrade(t *testing.T) {
+	for _, offload := range []string{"off", "on"} {
+		t.Run("offload "+offload, func(t *testing.T) { upgradeUnderLoad(t, offload) })
+	}
+}
+
+func upgradeUnderLoad(t *testing.T, offload string) {
+	setup(t)
+	const rounds, rate, conns = 5, 20_000, 500
+	net := labtest.Pair(t)
+	echo(t, net.Server, echoPort)
+	got := sink(t, net.Server, sinkPort)
+	denied := sink(t, net.Server, deniedSinkPort)
+	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output,input", "--queue-length", "65536", "--offload", offload)
+	old := holdConnection(t, net.Client)
+
+	began := time.Now()
+	l, stop := runLoad(t, net, rate, conns)
+	for range rounds {
+		before := got.Received().Distinct
+		if !lab.Poll(wait, func() bool { return got.Received().Distinct > before+rate/10 }) {
+			t.Fatalf("no datagrams come: %s", u.Stderr())
+		}
+		u.upgrade()
+		old.check()
+		flood(t, net.Client, lab.Flood{To: to("10.99.0.2", deniedSinkPort), Count: 10})
+	}
+	stop()
+	took := time.Since(began).Seconds()
+	old.check()
+	want(t, got, int(l.sent.Load()))
+	want(t, denied, 0)
+	if l.failed.Load() != 0 || l.connected.Load() == 0 {
+		t.Errorf("got %d connections, %d failed, want all to work", l.connected.Load(), l.failed.Load())
+	}
+	s := u.stop(false)
+	if s.lost != 0 || s.accepted+s.dropped != s.packets || offload == "off" && s.packets < uint64(l.sent.Load()) || s.dropped < 10*rounds {
+		t.Errorf("got %+v, want what all processes judged together, and nothing lost", s)
+	}
+	for _, m := range regexp.MustCompile(`packets_waited=(\S+) flows=(\d+)`).FindAllStringSubmatch(u.Stderr(), -1) {
+		t.Logf("took over: packets waited %s, %s flows", m[1], m[2])
+	}
+	t.Logf("%d upgrades; %d datagrams (%.0f/s), %d connections (%.0f/s)", rounds,
+		l.sent.Load(), float64(l.sent.Load())/took, l.connected.Load(), float64(l.connected.Load())/took)
+}
+
+// held is a connection that stays.
+type held struct {
+	t    *testing.T
+	conn net.Conn
+}
+
+func holdConnection(t *testing.T, ns *lab.Namespace) *held {
+	t.Helper()
+	h := &held{t: t}
+	err := ns.Do(func() (err error) {
+		h.conn, err = net.DialTimeout("tcp", "10.99.0.2:7001", wait)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.conn.Close() })
+	h.check()
+	return h
+}
+
+// check sends something and wants it back.
+func (h *held) check() {
+	h.t.Helper()
+	h.conn.SetDeadline(time.Now().Add(wait))
+	buf := make([]byte, 4)
+	if _, err := h.conn.Write([]byte("ping")); err != nil {
+		h.t.Fatal(err)
+	}
+	if _, err := h.conn.Read(buf); err != nil || string(buf) != "ping" {
+		h.t.Fatalf("got %q, %v on a connection from before", buf, err)
+	}
+}
+
+// TestLabUpgradeFails tries upgrades that cannot succeed: the process that runs
+// goes on, with its flows and its policy.
+func TestLabUpgradeFails(t *testing.T) {
+	setup(t)
+	net := labtest.Pair(t)
+	echo(t, net.Server, echoPort)
+	got := sink(t, net.Server, sinkPort)
+	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output,input")
+	old := holdConnection(t, net.Client)
+	script := filepath.Join(t.TempDir(), "broken")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nexit 7\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, stop := runLoad(t, net, 2000, 100)
+	first := u.worker()
+	tests := []struct {
+		name, program, policy, want string
+	}{
+		{"no such program", "/nowhere/verdictd", portsPolicy, "no such file"},
+		{"not a program", u.policy, portsPolicy, "permission denied"},
+		{"ends", script, portsPolicy, "exit status 7"},
+		{"another program", "/bin/true", portsPolicy, "exit status 0"},
+		{"broken policy", "", "package verdictd\ndecision := ", "exit status 2"},
+	}
+	for _, tt := range tests {
+		writeFile(t, u.policy, tt.policy)
+		args := []string{"upgrade", "--pid", strconv.Itoa(first)}
+		if tt.program != "" {
+			args = append(args, tt.program)
+		}
+		exit := labtest.Run(t, net.Client, args...)
+		if exit.Code != 1 || !strings.Contains(exit.Stderr, tt.want) {
+			t.Errorf("%s: got exit code %d and %q, want 1 and %q", tt.name, exit.Code, exit.Stderr, tt.want)
+		}
+		old.check()
+	}
+	writeFile(t, u.policy, portsPolicy)
+	if exit := labtest.Run(t, net.Client, "upgrade", "--pid", strconv.Itoa(first)); exit.Code != 0 || !strings.Contains(exit.Stdout, fmt.Sprint("place of ", first)) {
+		t.Errorf("got exit code %d, %q and %q, want that a good one succeeds afterwards", exit.Code, exit.Stdout, exit.Stderr)
+	}
+	u.waitProcesses(2)
+	old.check()
+	stop()
+	want(t, got, int(l.sent.Load()))
+	if l.failed.Load() != 0 {
+		t.Errorf("%d connections failed", l.failed.Load())
+	}
+	if s := u.stop(false); s.lost != 0 {
+		t.Errorf("got %+v, want nothing lost", s)
+	}
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"time"
+)
+
+// rulesEvery is how often the rules are looked at.
+const rulesEvery = 2 * time.Second
+
+// keepRules looks now and then whether the rules are still as they were put
+// in, and puts them in again if not: a "flush ruleset" by somebody else would
+// let everything pass unseen. When ctx is done it takes the rules out of use;
+// when serve is done they are another process's.
+func (d *daemon) keepRules(ctx, serve context.Context) error {
+	if d.ruleset == nil {
+		select {
+		case <-ctx.Done():
+		case <-serve.Done():
+		}
+		return nil
+	}
+	ticker := time.NewTicker(rulesEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return d.ruleset.Stop()
+		case <-serve.Done():
+			return nil
+		case <-ticker.C:
+		}
+		err := d.ruleset.Verify()
+		if err == nil {
+			continue
+		}
+		d.log.Error("rules changed, putting them in again", "reason", err)
+		d.audit.Admin("rules_changed", err.Error())
+		if err := d.restoreRules(); err != nil {
+			d.log.Error("rules not put in", "error", err) // and tried again
+		}
+	}
+}
+
+// restoreRules puts the rules in again.
+func (d *daemon) restoreRules() error {
+	if d.ruleset == nil {
+		return nil
+	}
+	if err := d.ruleset.Restore(); err != nil {
+		return err
+	}
+	d.observer.book.SetRules(d.queued) // their counters begin again
+	return nil
+}
+
+func (d *daemon) hookText() string {
+	if d.Hook == "" {
+		return "own rules of the user"
+	}
+	return d.Hook
+}
+
+// drain bounds how long queues are emptied at the end. Our own rules are out
+// by then, so that the queue ends; the user's may go on filling it.
+func (d *daemon) drain() time.Duration {
+	if d.settings.ruleset != nil {
+		return 2 * time.Second
+	}
+	return 0 // the queue's default
+}
