@@ -41,6 +41,7 @@ type daemon struct {
 	workers    []*engine.Worker
 	nflog      *logsink.NFLogReader
 	ruleset    *hook.Ruleset
+	abandoned  bool // the rules stay in the kernel: a part failed, and nothing is to pass
 	marks      *offload
 	observer   observer
 
@@ -150,7 +151,7 @@ func (d *daemon) close() {
 	d.closeUpgrades()
 	d.closeObserver()
 	d.leave()
-	if d.ruleset != nil {
+	if d.ruleset != nil && !d.abandoned {
 		if err := d.ruleset.Close(); err != nil {
 			d.log.Error("rules not removed", "error", err)
 		}
@@ -229,7 +230,7 @@ func (d *daemon) judgeOn(ctx context.Context) error {
 			}
 			return nil
 		})
-		return d.keepRules(tasksCtx, serve)
+		return d.keepRules(ctx, tasksCtx, serve)
 	})
 	err := tasks.Wait()
 	if d.heir != nil && (err != nil || !errors.Is(context.Cause(serve), nfnl.ErrHandOver)) {

@@ -10,9 +10,10 @@ const rulesEvery = 2 * time.Second
 
 // keepRules looks now and then whether the rules are still as they were put
 // in, and puts them in again if not: a "flush ruleset" by somebody else would
-// let everything pass unseen. When ctx is done it takes the rules out of use;
-// when serve is done they are another process's.
-func (d *daemon) keepRules(ctx, serve context.Context) error {
+// let everything pass unseen. When ctx is done it takes the rules out of use, but
+// if told is not, a part has failed: then, to fail closed, they stay. When serve
+// is done they are another process's.
+func (d *daemon) keepRules(told, ctx, serve context.Context) error {
 	if d.ruleset == nil {
 		select {
 		case <-ctx.Done():
@@ -25,6 +26,11 @@ func (d *daemon) keepRules(ctx, serve context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			if told.Err() == nil && !d.failOpen {
+				d.abandoned = true
+				d.log.Error("a part of verdictd failed: its rules stay, and drop what they queue (verdictd hook remove takes them out)")
+				return nil
+			}
 			return d.ruleset.Stop()
 		case <-serve.Done():
 			return nil
