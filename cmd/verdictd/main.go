@@ -109,6 +109,7 @@ Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 	root.SetHelpCommand(newHelpCommand())
 	root.AddCommand(
 		newRunCommand(e), newReplayCommand(e), newCheckCommand(e), newSchemaCommand(e),
+		newEvalCommand(e), newWhyCommand(e),
 		newHookCommand(e), newDemoCommand(e), newManCommand(e),
 	)
 	strictCompletion(root)
