@@ -23,6 +23,9 @@ type Report struct {
 	// Findings are allowed but hardly meant.
 	Findings Errors `json:"findings"`
 
+	// Notes are worth knowing and need no action: rules whose order decides.
+	Notes Errors `json:"notes"`
+
 	// Reads are the input fields that decisions depend on. PerPacket are those
 	// of them that may differ between the packets of a flow: a packet with new
 	// values is judged anew.
@@ -30,12 +33,20 @@ type Report struct {
 	PerPacket []string `json:"per_packet"`
 }
 
-// Check reads and checks the policy at src and runs its tests, whatever
-// src.SkipTests says.
+// CheckConfig says what Check warns of. The zero value is ready to use.
+type CheckConfig struct {
+	MaxScan int // elements that a rule may go through for a packet without a warning; 0 is DefaultMaxScan
+}
+
+// Check reads and checks the policy at src, runs its tests, whatever
+// src.SkipTests says, and looks for what is hardly meant.
+func Check(ctx context.Context, src Source) (*Report, error) { return CheckConfig{}.Check(ctx, src) }
+
+// Check is the function Check with these settings.
 //
 // The error, if any, is Errors as Load returns them. Tests that fail are not
 // an error here but in the report: see Failed.
-func Check(ctx context.Context, src Source) (*Report, error) {
+func (cfg CheckConfig) Check(ctx context.Context, src Source) (*Report, error) {
 	files, errs := src.read()
 	if len(errs) > 0 {
 		return nil, errs.sorted()
@@ -48,11 +59,16 @@ func Check(ctx context.Context, src Source) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	found, notes, err := p.findings(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
 	report := &Report{
 		Policy:    p.name,
 		Hash:      p.hash,
 		Tests:     results,
-		Findings:  p.findings(),
+		Findings:  found,
+		Notes:     notes,
 		Reads:     paths(p.fields, p.reads, func(*rules.Field) bool { return true }),
 		PerPacket: paths(p.fields, p.reads, func(f *rules.Field) bool { return f.Scope == rules.PerPacket }),
 	}
@@ -68,7 +84,16 @@ func Check(ctx context.Context, src Source) (*Report, error) {
 // Failed returns how many tests failed.
 func (r *Report) Failed() int { return len(failures(r.Tests)) }
 
-// WriteText writes the report for people.
+// WriteNotes writes the notes for people.
+func (r *Report) WriteNotes(w io.Writer) error {
+	b := bufio.NewWriter(w)
+	for _, n := range r.Notes {
+		fmt.Fprintf(b, "note: %v\n", n)
+	}
+	return b.Flush()
+}
+
+// WriteText writes the report, without its notes, for people.
 func (r *Report) WriteText(w io.Writer) error {
 	b := bufio.NewWriter(w) // keeps the first error for Flush
 	for i := range r.Tests {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,21 +12,48 @@ import (
 	"github.com/verdictd/verdictd/rules"
 )
 
-// largeScan is how many elements a rule may go through for one packet before
-// Check warns: about a millisecond of OPA's topdown.
-const largeScan = 1000
+// DefaultMaxScan is how many elements a rule may go through for one packet
+// before Check warns: about a millisecond of OPA's topdown.
+const DefaultMaxScan = 1000
 
-// findings returns what is allowed but hardly meant.
-func (p *program) findings() Errors {
-	var found Errors
+// findings returns what is allowed but hardly meant, and what is worth knowing.
+func (p *program) findings(ctx context.Context, cfg CheckConfig) (found, notes Errors, err error) {
+	if cfg.MaxScan <= 0 {
+		cfg.MaxScan = DefaultMaxScan
+	}
 	for _, name := range sortedKeys(p.live) {
 		found = append(found, p.impossible(p.live[name])...)
-		found = append(found, p.scans(p.compiler.Modules[name])...)
+		found = append(found, p.scans(p.compiler.Modules[name], cfg.MaxScan)...)
 	}
 	for _, name := range sortedKeys(p.modules) {
 		found = append(found, p.testInputs(p.modules[name])...)
 	}
-	return found.sorted()
+	analysed, notes, err := p.analyse(ctx)
+	for _, e := range analysed {
+		// A value that a field never has is told once, by its own name.
+		if !slices.ContainsFunc(found, func(f *Error) bool { return f.File == e.File && f.Line == e.Line }) {
+			found = append(found, e)
+		}
+	}
+	return found.sorted(), notes.sorted(), err
+}
+
+// analyse finds rules that never match, that conflict or depend on their
+// order, and protocols that nobody thought of.
+func (p *program) analyse(ctx context.Context) (found, notes Errors, err error) {
+	run, err := newExplainer(ctx, p, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	a := &analyst{p: p}
+	links := a.links()
+	found = neverMatch(links)
+	conflicts, notes := a.overlaps(run, links)
+	holes, complete := a.protocols(ctx, run, links)
+	if !complete {
+		notes = append(notes, fileError(p.name, "decisions are too slow to ask about every protocol", ""))
+	}
+	return append(append(found, conflicts...), holes...), notes, nil
 }
 
 // impossible finds comparisons of a field with constants that the field never
@@ -140,8 +168,8 @@ func notAddress(v ast.Value) (why, hint string) {
 }
 
 // scans finds references of a compiled module that go through every element of
-// a large collection.
-func (p *program) scans(m *ast.Module) Errors {
+// a collection of more than most elements.
+func (p *program) scans(m *ast.Module, most int) Errors {
 	var found Errors
 	ast.WalkRules(m, func(r *ast.Rule) bool {
 		bound := boundVars(r)
@@ -154,7 +182,7 @@ func (p *program) scans(m *ast.Module) Errors {
 			if !ok || bound[v] {
 				return false
 			}
-			if n := p.size(prefix); n > largeScan {
+			if n := p.size(prefix); n > most {
 				found = append(found, errorAt(ref[0].Location, fmt.Sprintf("goes through all %d elements of %s for a packet", n, prefix),
 					"look a key up instead, as in data.blocked[input.ip.dst], or put cheap conditions first"))
 			}

@@ -51,7 +51,7 @@ func (t *trace) nearest(all []*attempt, n int) ([]*attempt, int) {
 func (t *trace) tried(a *attempt, depth int) Tried {
 	c := t.conditions(a.rule)
 	out := Tried{
-		Name: t.label(a.rule), File: a.rule.Location.File, Line: a.rule.Location.Row, Col: max(a.rule.Location.Col, 1),
+		Name: label(a.rule), File: a.rule.Location.File, Line: a.rule.Location.Row, Col: max(a.rule.Location.Col, 1),
 		Matched: a.matched, Of: len(c.exprs), Held: len(c.exprs), Conditions: []Condition{},
 	}
 	if a.matched {
@@ -143,8 +143,8 @@ func (t *trace) askedBy(a *attempt, counts func(under int) bool) []*attempt {
 
 // label returns how people call a rule: by its reference, and by the name that
 // it gives a decision.
-func (t *trace) label(r *ast.Rule) string {
-	name := strings.TrimPrefix(r.Head.Ref().String(), "data.")
+func label(r *ast.Rule) string {
+	name := r.Head.Ref().String()
 	if r.Default {
 		return "default " + name
 	}
