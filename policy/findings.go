@@ -45,11 +45,11 @@ func (p *program) analyse(ctx context.Context) (found, notes Errors, err error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	a := &analyst{p: p}
+	a := &analyst{p: p, run: run}
 	links := a.links()
 	found = neverMatch(links)
-	conflicts, notes := a.overlaps(run, links)
-	holes, complete := a.protocols(ctx, run, links)
+	conflicts, notes := a.overlaps(links)
+	holes, complete := a.protocols(ctx, links)
 	if !complete {
 		notes = append(notes, fileError(p.name, "decisions are too slow to ask about every protocol", ""))
 	}

@@ -22,7 +22,8 @@ const (
 
 // analyst reads the compiled rules of a program as regions.
 type analyst struct {
-	p *program
+	p   *program
+	run *Explainer // of the same program
 }
 
 // env are the values of a rule's local variables, as far as they are known.
@@ -132,7 +133,7 @@ func (a *analyst) expr(e *ast.Expr, vars env, depth int) []region {
 		return a.unknown(e, vars)
 	}
 	if found := a.userCall(e, vars, depth); found != nil {
-		return found
+		return blamed(found, e)
 	}
 	operands := e.Operands()
 	if len(operands) != 2 {
@@ -176,13 +177,21 @@ func (a *analyst) truth(e *ast.Expr, t *ast.Term, vars env, depth int) []region 
 		}
 	case ast.Ref:
 		if found := a.helper(v, depth); found != nil {
-			return found
+			return blamed(found, e)
 		}
 		if r, ok := a.lookup(e, v); ok {
 			return []region{r}
 		}
 	}
 	return a.unknown(e, vars)
+}
+
+// blamed makes a condition answer for what the rules that it asks demand.
+func blamed(found []region, e *ast.Expr) []region {
+	for i := range found {
+		found[i].blame(e)
+	}
+	return found
 }
 
 // helper returns the regions in which a rule without arguments is true; nil if

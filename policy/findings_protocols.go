@@ -16,67 +16,71 @@ import (
 
 // Bounds of the probe.
 const (
-	probeTime     = 3 * time.Second // a policy that is slow is not asked everything
-	probeNetworks = 6               // networks of the policy that packets are sent to and from
+	probeTime     = 2 * time.Second // a policy that is slow is not asked everything
+	probeNetworks = 4               // networks of the policy that packets are sent to and from
 )
 
 // prober asks a policy about packets that nobody thought of: of every
 // protocol, whole and in fragments, with ports that no rule names.
 type prober struct {
 	a     *analyst
-	run   *Explainer
 	links []link
 	end   time.Time
 	ports [2]int64
-	holes map[*ast.Rule]*hole
-	order []*ast.Rule
+	holes []*hole
 	cut   bool
 }
 
 // hole are protocols that a rule accepts without naming them.
 type hole struct {
-	example   string
+	rule      *ast.Rule
+	name      string
+	fragments bool // of these protocols, fragments get through
 	protocols []uint8
-	fragments bool // of all of these, only fragments get through
+	example   string
 }
 
-// protocols finds protocols that a policy accepts though no rule names them,
-// in places where it drops TCP and UDP that no rule names: a default that
+// protocols finds protocols that a rule accepts without naming them, in places
+// where TCP and UDP are dropped whose ports no rule names: a default that
 // drops, but not everything. complete is false if the policy is too slow for
 // the whole probe.
-func (a *analyst) protocols(ctx context.Context, run *Explainer, links []link) (found Errors, complete bool) {
-	p := &prober{a: a, run: run, links: links, end: time.Now().Add(probeTime), holes: map[*ast.Rule]*hole{}}
+func (a *analyst) protocols(ctx context.Context, links []link) (found Errors, complete bool) {
+	p := &prober{a: a, links: links, end: time.Now().Add(probeTime)}
 	p.ports = a.unnamedPorts()
 	for _, way := range p.ways() {
 		p.probe(ctx, way)
 	}
-	for _, r := range p.order {
-		found = append(found, p.holes[r].finding(r))
+	for _, h := range p.holes {
+		found = append(found, h.finding())
 	}
 	return found, !p.cut
 }
 
-func (h *hole) finding(r *ast.Rule) *Error {
-	slices.Sort(h.protocols)
-	names := make([]string, 0, 4)
-	for _, wanted := range []uint8{packet.ProtoTCP, packet.ProtoUDP, packet.ProtoSCTP, packet.ProtoICMP, 47, 50} {
-		if slices.Contains(h.protocols, wanted) && len(names) < 3 {
-			names = append(names, rules.ProtocolName(wanted))
+// known returns the protocols that people know best.
+func known() []uint8 { return []uint8{packet.ProtoSCTP, packet.ProtoICMP, packet.ProtoICMPv6, 47, 50} }
+
+func (h *hole) finding() *Error {
+	const hint = "test input.ip.protocol there"
+	if h.fragments {
+		names := make([]string, len(h.protocols))
+		for i, proto := range h.protocols {
+			names[i] = rules.ProtocolName(proto)
 		}
+		return errorAt(h.rule.Location, fmt.Sprintf("%s accepts fragments of %s, whose whole packets are dropped where no rule names their ports: %s",
+			h.name, strings.Join(names, " and "), h.example), "fragments but the first have no ports: "+hint)
 	}
-	if len(names) == 0 {
-		names = append(names, rules.ProtocolName(h.protocols[0]))
+	var names []string
+	for _, proto := range append(known(), h.protocols...) {
+		if name := rules.ProtocolName(proto); len(names) < 3 && slices.Contains(h.protocols, proto) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
 	list := strings.Join(names, ", ")
 	if more := len(h.protocols) - len(names); more > 0 {
 		list += fmt.Sprintf(" and %d more", more)
 	}
-	what := "protocols"
-	if h.fragments {
-		what = "fragments of protocols"
-	}
-	return errorAt(r.Location, fmt.Sprintf("%s accepts %s that no rule names (%s) where TCP and UDP that no rule names are dropped: %s",
-		label(r), what, list, h.example), "test input.ip.protocol there")
+	return errorAt(h.rule.Location, fmt.Sprintf("%s accepts protocols that it does not name (%s) where TCP and UDP are dropped unless a rule names their ports: %s",
+		h.name, list, h.example), hint)
 }
 
 // way is a place and a direction that packets can take.
@@ -199,7 +203,7 @@ func (p *prober) ask(flow string) (in *rules.Input, accepted bool) {
 	if _, ok := everywhere.rest(in); !ok {
 		return nil, false
 	}
-	out, _ := p.run.Decide(in)
+	out, _ := p.a.run.Decide(in)
 	return in, out.Error == "" && out.Action() == packet.Accept
 }
 
@@ -210,26 +214,34 @@ func (p *prober) hole(ctx context.Context, flow string, proto uint8, fragment bo
 	if !accepted {
 		return false
 	}
-	t := newTrace(p.run, in)
-	if err := p.run.trace(ctx, in, t); err != nil {
+	t := newTrace(p.a.run, in)
+	if err := p.a.run.trace(ctx, in, t); err != nil {
 		return false
 	}
 	for _, a := range t.root.asked {
 		if !a.matched || p.names(a, proto, fragment) {
 			continue
 		}
-		h := p.holes[a.rule]
-		if h == nil {
-			h = &hole{example: flow, fragments: fragment}
-			p.holes[a.rule] = h
-			p.order = append(p.order, a.rule)
-		}
-		if !slices.Contains(h.protocols, proto) {
-			h.protocols = append(h.protocols, proto)
-		}
-		h.fragments = h.fragments && fragment
+		p.note(a.rule, flow, proto, fragment)
 	}
 	return true
+}
+
+// note adds a protocol to the hole that a rule makes.
+func (p *prober) note(r *ast.Rule, flow string, proto uint8, fragment bool) {
+	i := slices.IndexFunc(p.holes, func(h *hole) bool { return h.rule == r && h.fragments == fragment })
+	if i < 0 {
+		p.holes = append(p.holes, &hole{rule: r, name: p.a.run.label(r), fragments: fragment, example: flow})
+		i = len(p.holes) - 1
+	}
+	h := p.holes[i]
+	if slices.Contains(h.protocols, proto) {
+		return
+	}
+	if slices.Contains(known(), proto) && !slices.ContainsFunc(h.protocols, func(q uint8) bool { return slices.Contains(known(), q) }) {
+		h.example = flow
+	}
+	h.protocols = append(h.protocols, proto)
 }
 
 // names returns whether a rule that matched, or one that it asked and that
@@ -283,10 +295,11 @@ func (p *prober) obscure(r *ast.Rule) bool {
 		if e.Negated {
 			continue // "not" names what it does not accept
 		}
-		reads := readSet(map[string]*ast.Module{"": {Rules: []*ast.Rule{{Head: &ast.Head{}, Body: ast.Body{e}}}}}, p.a.p.fields)
+		r := reader{fields: p.a.p.fields}
+		r.visit(e)
 		for i, f := range p.a.p.fields {
 			protocol := strings.HasPrefix(f.Path, "ip.protocol") || strings.HasPrefix(f.Path, "icmp.")
-			found = found || protocol && reads.Has(i) && !p.follows(e)
+			found = found || protocol && r.reads.Has(i) && !p.follows(e)
 		}
 	}
 	return found

@@ -49,6 +49,17 @@ func (r region) meet(s region) region {
 	return out
 }
 
+// blame makes e the condition that limited every field.
+func (r *region) blame(e *ast.Expr) {
+	for name, d := range r.fields {
+		d.by = e
+		r.fields[name] = d
+	}
+	if r.clash != nil {
+		r.clash = &clash{e, e}
+	}
+}
+
 // limit narrows the domain of a field.
 func (r *region) limit(name string, d domain) {
 	old, ok := r.fields[name]
@@ -56,6 +67,9 @@ func (r *region) limit(name string, d domain) {
 		old = domain{by: d.by}
 	}
 	both := old.meet(d)
+	if ok && old.within(both) && !both.empty() {
+		both.by = old.by // d took nothing away
+	}
 	if both.empty() && r.clash == nil {
 		r.clash = &clash{first: old.by, second: d.by}
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
@@ -22,7 +23,8 @@ const (
 // link is a rule of an else-chain, or one that stands alone.
 type link struct {
 	rule    *ast.Rule
-	chain   int // rules of one chain are tried in order
+	name    string // as people call it
+	chain   int    // rules of one chain are tried in order
 	regions []region
 }
 
@@ -42,7 +44,7 @@ func (a *analyst) links() []link {
 		for _, r := range a.p.compiler.Modules[name].Rules {
 			chain++
 			for ; r != nil; r = r.Else {
-				all = append(all, link{rule: r, chain: chain, regions: a.regions(r)})
+				all = append(all, link{rule: r, name: a.run.label(r), chain: chain, regions: a.regions(r)})
 			}
 		}
 	}
@@ -56,13 +58,13 @@ func neverMatch(all []link) Errors {
 	for i := range all {
 		l := &all[i]
 		if c := l.empty(); c != nil {
-			found = append(found, contradiction(l.rule, c))
+			found = append(found, contradiction(l.name, c))
 			continue
 		}
 		for j := i - 1; j >= 0 && all[j].chain == l.chain; j-- {
 			if covers(&all[j], l) {
 				found = append(found, errorAt(l.rule.Location, fmt.Sprintf("%s can never match: %s at line %d comes first and matches all it would",
-					label(l.rule), label(all[j].rule), all[j].rule.Location.Row), "put it before that rule, or remove it"))
+					l.name, all[j].name, all[j].rule.Location.Row), "put it before that rule, or remove it"))
 				break
 			}
 		}
@@ -80,14 +82,14 @@ func covers(a, b *link) bool {
 	return len(b.regions) > 0
 }
 
-func contradiction(r *ast.Rule, c *clash) *Error {
+func contradiction(name string, c *clash) *Error {
 	second := c.second
 	text := tidy(string(second.Location.Text))
 	if c.first == nil || c.first == c.second {
-		return errorAt(second.Location, fmt.Sprintf("%s can never match: %s is true for no packet", label(r), text), "")
+		return errorAt(second.Location, fmt.Sprintf("%s can never match: %s is true for no packet", name, text), "")
 	}
 	first := fmt.Sprintf("%s at line %d", tidy(string(c.first.Location.Text)), c.first.Location.Row)
-	return errorAt(second.Location, fmt.Sprintf("%s can never match: %s contradicts %s", label(r), text, first), "")
+	return errorAt(second.Location, fmt.Sprintf("%s can never match: %s contradicts %s", name, text, first), "")
 }
 
 // deciding returns the links that make decisions: those of rules decision and
@@ -108,15 +110,15 @@ func (a *analyst) deciding(all []link) map[string][]link {
 // Conflicts are rules that give one packet different values, which is an error
 // at run time: each was seen to happen. Order are rules behind an else that
 // would decide otherwise about packets that a rule before them takes.
-func (a *analyst) overlaps(run *Explainer, all []link) (conflicts, order Errors) {
+func (a *analyst) overlaps(all []link) (conflicts, order Errors) {
 	groups := a.deciding(all)
-	pairs, witnesses := 0, 0
+	pairs, witnesses, end := 0, 0, time.Now().Add(probeTime)
 	for _, name := range sortedKeys(groups) {
 		group := groups[name]
 		for i := range group {
 			for j := range i {
 				first, second := &group[j], &group[i]
-				if pairs++; pairs > maxPairs || witnesses > maxWitnesses {
+				if pairs++; pairs > maxPairs || witnesses > maxWitnesses || time.Now().After(end) {
 					return conflicts, order
 				}
 				if sameValue(first.rule, second.rule) {
@@ -131,9 +133,9 @@ func (a *analyst) overlaps(run *Explainer, all []link) (conflicts, order Errors)
 					continue
 				}
 				witnesses++
-				if out, _ := run.Decide(in); strings.Contains(out.Error, "conflicting values") {
+				if out, _ := a.run.Decide(in); strings.Contains(out.Error, "conflicting values") {
 					conflicts = append(conflicts, errorAt(second.rule.Location, fmt.Sprintf("%s conflicts with %s at line %d: both match packets such as %s, and the policy then makes no decision",
-						label(second.rule), label(first.rule), first.rule.Location.Row, flow), "let the conditions exclude each other, or join the rules with else"))
+						second.name, first.name, first.rule.Location.Row, flow), "let the conditions exclude each other, or join the rules with else"))
 				}
 			}
 		}
@@ -144,11 +146,11 @@ func (a *analyst) overlaps(run *Explainer, all []link) (conflicts, order Errors)
 // ordered returns the note that order decides between two rules of a chain, if
 // it is known to.
 func ordered(first, second *link, flow string, exact bool) Errors {
-	if !exact || verdictOf(first.rule) == verdictOf(second.rule) {
+	if !exact || trivial(second.rule.Body) || verdictOf(first.rule) == verdictOf(second.rule) {
 		return nil
 	}
 	return Errors{errorAt(second.rule.Location, fmt.Sprintf("the order of rules decides: packets such as %s match %s too, but %s at line %d comes first",
-		flow, label(second.rule), label(first.rule), first.rule.Location.Row), "")}
+		flow, second.name, first.name, first.rule.Location.Row), "")}
 }
 
 // verdictOf returns the verdict that a rule gives, "" if it is not constant.
@@ -205,7 +207,7 @@ func (r *region) witness() (in *rules.Input, flow string, ok bool) {
 	fragment := r.text("packet.status", packet.OK.String()) == packet.Fragment.String()
 	if slices.Contains(portProtocols(), proto) && !fragment {
 		ends[0] = netip.AddrPortFrom(src, uint16(r.number("src_port", 40000))).String()
-		ends[1] = netip.AddrPortFrom(dst, uint16(r.number("dst_port", 50000))).String()
+		ends[1] = netip.AddrPortFrom(dst, uint16(r.number("dst_port", 50000, 443, 80))).String()
 	}
 	flow = fmt.Sprintf("%s %s -> %s %s", rules.ProtocolName(uint8(proto)), ends[0], ends[1], r.text("hook", packet.Output.String()))
 	in, err := rules.ParseFlow(flow)

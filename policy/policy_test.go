@@ -96,7 +96,7 @@ func TestCheckReports(t *testing.T) {
 			t.Fatal(err)
 		}
 		var b strings.Builder
-		if err := report.WriteText(&b); err != nil {
+		if err := errors.Join(report.WriteText(&b), report.WriteNotes(&b)); err != nil {
 			t.Fatal(err)
 		}
 		return durations.ReplaceAllString(b.String(), "(TIME)")

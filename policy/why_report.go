@@ -51,7 +51,7 @@ func (t *trace) nearest(all []*attempt, n int) ([]*attempt, int) {
 func (t *trace) tried(a *attempt, depth int) Tried {
 	c := t.conditions(a.rule)
 	out := Tried{
-		Name: label(a.rule), File: a.rule.Location.File, Line: a.rule.Location.Row, Col: max(a.rule.Location.Col, 1),
+		Name: t.x.label(a.rule), File: a.rule.Location.File, Line: a.rule.Location.Row, Col: max(a.rule.Location.Col, 1),
 		Matched: a.matched, Of: len(c.exprs), Held: len(c.exprs), Conditions: []Condition{},
 	}
 	if a.matched {
@@ -141,9 +141,12 @@ func (t *trace) askedBy(a *attempt, counts func(under int) bool) []*attempt {
 	return all
 }
 
-// label returns how people call a rule: by its reference, and by the name that
-// it gives a decision.
-func label(r *ast.Rule) string {
+// label returns how people call a compiled rule: by its reference, and by the
+// name that it gives a decision.
+func (x *Explainer) label(r *ast.Rule) string {
+	if written := x.rules[placeOf(r.Location)]; written != nil {
+		r = written // its head is still in one piece
+	}
 	name := r.Head.Ref().String()
 	if r.Default {
 		return "default " + name
@@ -265,7 +268,7 @@ func (c *Condition) writeText(b *bufio.Writer, indent string) {
 		fmt.Fprintf(b, "  (%s)", strings.Join(saw, ", "))
 	}
 	if c.Tries > 1 {
-		fmt.Fprintf(b, " and %d more tries", c.Tries-1)
+		fmt.Fprintf(b, ", the first of %d tries", c.Tries)
 	}
 	fmt.Fprintln(b)
 }

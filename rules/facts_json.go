@@ -37,19 +37,22 @@ func (p *inputParser) place() (line, col int) {
 	return bytes.Count(head, []byte{'\n'}) + 1, len(head) - bytes.LastIndexByte(head, '\n')
 }
 
-// token returns the next token and notes where it begins.
-func (p *inputParser) token() (json.Token, error) {
+// skip notes where the decoder is, behind any of the bytes in blank.
+func (p *inputParser) skip(blank string) {
 	p.at = int(p.d.InputOffset())
-	for p.at < len(p.text) && strings.IndexByte(" \t\r\n,:", p.text[p.at]) >= 0 {
+	for p.at < len(p.text) && strings.IndexByte(blank, p.text[p.at]) >= 0 {
 		p.at++
 	}
+}
+
+// token returns the next token and notes where it begins.
+func (p *inputParser) token() (json.Token, error) {
+	p.skip(" \t\r\n,:")
 	t, err := p.d.Token()
 	if err == nil {
 		return t, nil
 	}
-	if serr, ok := errors.AsType[*json.SyntaxError](err); ok {
-		p.at = max(int(serr.Offset)-1, 0)
-	}
+	p.skip(" \t\r\n")
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = errors.New("the document ends early")
 	}
