@@ -36,6 +36,11 @@ type Report struct {
 // CheckConfig says what Check warns of. The zero value is ready to use.
 type CheckConfig struct {
 	MaxScan int // elements that a rule may go through for a packet without a warning; 0 is DefaultMaxScan
+
+	// ProbeTime bounds how long Check asks the policy about packets that it
+	// makes up, to find conflicts and protocols that nobody thought of. 0 is 2 s.
+	// Where it is too short a note says so.
+	ProbeTime time.Duration
 }
 
 // Check reads and checks the policy at src, runs its tests, whatever

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
@@ -21,6 +22,9 @@ func (p *program) findings(ctx context.Context, cfg CheckConfig) (found, notes E
 	if cfg.MaxScan <= 0 {
 		cfg.MaxScan = DefaultMaxScan
 	}
+	if cfg.ProbeTime <= 0 {
+		cfg.ProbeTime = 2 * time.Second
+	}
 	for _, name := range sortedKeys(p.live) {
 		found = append(found, p.impossible(p.live[name])...)
 		found = append(found, p.scans(p.compiler.Modules[name], cfg.MaxScan)...)
@@ -28,7 +32,7 @@ func (p *program) findings(ctx context.Context, cfg CheckConfig) (found, notes E
 	for _, name := range sortedKeys(p.modules) {
 		found = append(found, p.testInputs(p.modules[name])...)
 	}
-	analysed, notes, err := p.analyse(ctx)
+	analysed, notes, err := p.analyse(ctx, cfg.ProbeTime)
 	for _, e := range analysed {
 		// A value that a field never has is told once, by its own name.
 		if !slices.ContainsFunc(found, func(f *Error) bool { return f.File == e.File && f.Line == e.Line }) {
@@ -40,16 +44,17 @@ func (p *program) findings(ctx context.Context, cfg CheckConfig) (found, notes E
 
 // analyse finds rules that never match, that conflict or depend on their
 // order, and protocols that nobody thought of.
-func (p *program) analyse(ctx context.Context) (found, notes Errors, err error) {
+func (p *program) analyse(ctx context.Context, limit time.Duration) (found, notes Errors, err error) {
 	run, err := newExplainer(ctx, p, 0)
 	if err != nil {
 		return nil, nil, err
 	}
+	end := time.Now().Add(limit)
 	a := &analyst{p: p, run: run}
 	links := a.links()
 	found = neverMatch(links)
-	conflicts, notes := a.overlaps(links)
-	holes, complete := a.protocols(ctx, links)
+	conflicts, notes := a.overlaps(links, end)
+	holes, complete := a.protocols(ctx, links, end)
 	if !complete {
 		notes = append(notes, fileError(p.name, "decisions are too slow to ask about every protocol", ""))
 	}

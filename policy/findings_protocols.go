@@ -16,8 +16,7 @@ import (
 
 // Bounds of the probe.
 const (
-	probeTime     = 2 * time.Second // a policy that is slow is not asked everything
-	probeNetworks = 4               // networks of the policy that packets are sent to and from
+	probeNetworks = 4 // networks of the policy that packets are sent to and from
 )
 
 // prober asks a policy about packets that nobody thought of: of every
@@ -44,8 +43,8 @@ type hole struct {
 // where TCP and UDP are dropped whose ports no rule names: a default that
 // drops, but not everything. complete is false if the policy is too slow for
 // the whole probe.
-func (a *analyst) protocols(ctx context.Context, links []link) (found Errors, complete bool) {
-	p := &prober{a: a, links: links, end: time.Now().Add(probeTime)}
+func (a *analyst) protocols(ctx context.Context, links []link, end time.Time) (found Errors, complete bool) {
+	p := &prober{a: a, links: links, end: end}
 	p.ports = a.unnamedPorts()
 	for _, way := range p.ways() {
 		p.probe(ctx, way)
@@ -164,67 +163,75 @@ func (a *analyst) unnamedPorts() [2]int64 {
 
 // probe asks about packets of all protocols on one way.
 func (p *prober) probe(ctx context.Context, w way) {
-	for _, proto := range []string{"tcp", "udp"} {
+	for _, proto := range []uint8{packet.ProtoTCP, packet.ProtoUDP} {
 		for _, port := range p.ports {
-			if _, accepted := p.ask(p.ported(w, proto, port)); accepted {
+			if p.ask(w.facts(proto, port, false)) {
 				return // what no rule names is accepted: there is nothing to leave a hole in
 			}
 		}
 	}
 	for n := range 256 {
 		proto := uint8(n)
-		name := rules.ProtocolName(proto)
-		whole := fmt.Sprintf("%s %s -> %s %s", name, w.src, w.dst, w.hook)
-		if slices.Contains(portProtocols(), int64(proto)) {
-			whole = p.ported(w, name, p.ports[1])
-		}
-		if p.hole(ctx, whole, proto, false) || proto != packet.ProtoTCP && proto != packet.ProtoUDP {
-			continue
-		}
-		p.hole(ctx, fmt.Sprintf("%s %s -> %s %s", name, w.src, w.dst, w.hook), proto, true)
+		fragment := proto == packet.ProtoTCP || proto == packet.ProtoUDP
+		p.hole(ctx, w, w.facts(proto, p.ports[1], fragment), fragment)
 	}
 }
 
-func (p *prober) ported(w way, proto string, port int64) string {
-	end := func(a string) string { return netip.AddrPortFrom(netip.MustParseAddr(a), uint16(port)).String() }
-	return fmt.Sprintf("%s %s -> %s %s", proto, end(w.src), end(w.dst), w.hook)
+// facts returns a packet on the way, or a fragment that is not the first.
+func (w way) facts(proto uint8, port int64, fragment bool) *rules.Facts {
+	f := &rules.Facts{Meta: &packet.Meta{}, Packet: &packet.Packet{
+		Status: packet.OK, Version: 4, Src: netip.MustParseAddr(w.src), Dst: netip.MustParseAddr(w.dst), Protocol: proto,
+		TTL: 64, TotalLength: 100, ICMPType: 200,
+	}}
+	f.Meta.Hook, _ = packet.ParseHook(w.hook)
+	if f.Packet.Src.Is6() {
+		f.Packet.Version = 6
+	}
+	if fragment {
+		f.Packet.Status, f.Packet.FragmentOffset = packet.Fragment, 1480
+		return f
+	}
+	f.Packet.HasPorts = slices.Contains(portProtocols(), int64(proto))
+	f.Packet.SrcPort, f.Packet.DstPort = uint16(port), uint16(port)
+	return f
+}
+
+// flow returns a packet of facts as rules.ParseFlow reads it.
+func (w way) flow(p *packet.Packet) string {
+	src, dst := w.src, w.dst
+	if p.HasPorts {
+		src, dst = netip.AddrPortFrom(p.Src, p.SrcPort).String(), netip.AddrPortFrom(p.Dst, p.DstPort).String()
+	}
+	return fmt.Sprintf("%s %s -> %s %s", rules.ProtocolName(p.Protocol), src, dst, w.hook)
 }
 
 // ask returns whether the policy accepts a packet.
-func (p *prober) ask(flow string) (in *rules.Input, accepted bool) {
+func (p *prober) ask(f *rules.Facts) bool {
 	if p.cut = p.cut || time.Now().After(p.end); p.cut {
-		return nil, false
+		return false
 	}
-	in, err := rules.ParseFlow(flow)
-	if err != nil {
-		return nil, false
-	}
-	everywhere := everything()
-	if _, ok := everywhere.rest(in); !ok {
-		return nil, false
-	}
-	out, _ := p.a.run.Decide(in)
-	return in, out.Error == "" && out.Action() == packet.Accept
+	var d rules.Decision
+	err := p.a.run.run.evaluate(f, &d)
+	return err == nil && d.Action == packet.Accept
 }
 
 // hole notes that the policy accepts a packet, unless the rule that does so
 // names its protocol.
-func (p *prober) hole(ctx context.Context, flow string, proto uint8, fragment bool) bool {
-	in, accepted := p.ask(flow)
-	if !accepted {
-		return false
+func (p *prober) hole(ctx context.Context, w way, f *rules.Facts, fragment bool) {
+	if !p.ask(f) {
+		return
 	}
+	in, proto := rules.InputOf(f), f.Packet.Protocol
 	t := newTrace(p.a.run, in)
 	if err := p.a.run.trace(ctx, in, t); err != nil {
-		return false
+		return // it accepted the packet, and now there is no time
 	}
 	for _, a := range t.root.asked {
 		if !a.matched || p.names(a, proto, fragment) {
 			continue
 		}
-		p.note(a.rule, flow, proto, fragment)
+		p.note(a.rule, w.flow(f.Packet), proto, fragment)
 	}
-	return true
 }
 
 // note adds a protocol to the hole that a rule makes.

@@ -110,9 +110,9 @@ func (a *analyst) deciding(all []link) map[string][]link {
 // Conflicts are rules that give one packet different values, which is an error
 // at run time: each was seen to happen. Order are rules behind an else that
 // would decide otherwise about packets that a rule before them takes.
-func (a *analyst) overlaps(all []link) (conflicts, order Errors) {
+func (a *analyst) overlaps(all []link, end time.Time) (conflicts, order Errors) {
 	groups := a.deciding(all)
-	pairs, witnesses, end := 0, 0, time.Now().Add(probeTime)
+	pairs, witnesses := 0, 0
 	for _, name := range sortedKeys(groups) {
 		group := groups[name]
 		for i := range group {

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/verdictd/verdictd/policy"
 	"github.com/verdictd/verdictd/rules"
@@ -56,15 +57,15 @@ func randomPolicy(r *rand.Rand) string {
 // match decides about none of ten thousand random packets.
 func TestNeverMatchesIsSound(t *testing.T) {
 	name := regexp.MustCompile(`decision \((r\d+)\) can never match`)
-	packets := 10_000
+	packets := 10_000 // for each policy
 	if testing.Short() {
 		packets = 500
 	}
 	said, decided := 0, 0
-	for seed := range uint64(20) {
+	for seed := range uint64(8) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		text := randomPolicy(r)
-		report, err := policy.Check(context.Background(), source(text))
+		report, err := policy.CheckConfig{ProbeTime: time.Minute}.Check(context.Background(), source(text))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,7 +77,7 @@ func TestNeverMatchesIsSound(t *testing.T) {
 		}
 		said += len(never)
 		p := load(t, source(text))
-		for range packets / 20 {
+		for range packets {
 			f := randomFacts(r)
 			var d rules.Decision
 			if err := p.Evaluate(f, &d); err != nil {
@@ -90,8 +91,8 @@ func TestNeverMatchesIsSound(t *testing.T) {
 			}
 		}
 	}
-	if said < 20 || decided < packets/4 {
-		t.Errorf("%d rules were said never to match and %d of %d packets met a rule: too few to show anything", said, decided, packets)
+	if said < 8 || decided < packets {
+		t.Errorf("%d rules were said never to match and %d packets met a rule: too few to show anything", said, decided)
 	}
 }
 
@@ -101,7 +102,7 @@ func TestNeverMatchesReachesAll(t *testing.T) {
 	for seed := range uint64(10) {
 		r := rand.New(rand.NewPCG(seed, 8))
 		text := randomPolicy(r)
-		report, err := policy.Check(context.Background(), source(text))
+		report, err := policy.CheckConfig{ProbeTime: time.Minute}.Check(context.Background(), source(text))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +170,7 @@ func TestProtocolsAreProbed(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			report, err := policy.Check(context.Background(), source(pkg+tt.rego+"\n"))
+			report, err := policy.CheckConfig{ProbeTime: time.Minute}.Check(context.Background(), source(pkg+tt.rego+"\n"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -189,7 +190,7 @@ func TestProtocolsAreProbed(t *testing.T) {
 func TestMaxScan(t *testing.T) {
 	text := "package verdictd\n\nl := {\"a\", \"b\", \"c\"}\n\nverdict := \"drop\" if {\n\tsome x in l\n\tstartswith(input.hook, x)\n}\n"
 	for most, want := range map[int]int{0: 0, 3: 0, 2: 1} {
-		report, err := policy.CheckConfig{MaxScan: most}.Check(context.Background(), source(text))
+		report, err := policy.CheckConfig{MaxScan: most, ProbeTime: time.Minute}.Check(context.Background(), source(text))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -203,7 +204,7 @@ func TestMaxScan(t *testing.T) {
 func TestOraclesAreQuiet(t *testing.T) {
 	texts := oracles(t)
 	for _, name := range []string{"example", "small", "medium"} {
-		report, err := policy.Check(context.Background(), source(texts[name]))
+		report, err := policy.CheckConfig{ProbeTime: time.Minute}.Check(context.Background(), source(texts[name]))
 		if err != nil {
 			t.Fatal(err)
 		}
