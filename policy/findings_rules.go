@@ -98,7 +98,7 @@ func (a *analyst) deciding(all []link) map[string][]link {
 	groups := map[string][]link{}
 	for _, l := range all {
 		ref := l.rule.Head.Ref()
-		if name := l.rule.Path().String(); !l.rule.Default && l.empty() == nil && l.rule.Head.Value != nil && len(ref) > 0 &&
+		if name := l.rule.Ref().String(); !l.rule.Default && l.empty() == nil && l.rule.Head.Value != nil && len(ref) > 0 &&
 			(name == "data.verdictd."+decisionRule || name == "data.verdictd."+verdictRule) {
 			groups[name] = append(groups[name], l)
 		}
