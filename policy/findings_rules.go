@@ -84,12 +84,21 @@ func covers(a, b *link) bool {
 
 func contradiction(name string, c *clash) *Error {
 	second := c.second
-	text := tidy(string(second.Location.Text))
+	text := quoted(second)
 	if c.first == nil || c.first == c.second {
 		return errorAt(second.Location, fmt.Sprintf("%s can never match: %s is true for no packet", name, text), "")
 	}
-	first := fmt.Sprintf("%s at line %d", tidy(string(c.first.Location.Text)), c.first.Location.Row)
+	first := fmt.Sprintf("%s at line %d", quoted(c.first), c.first.Location.Row)
 	return errorAt(second.Location, fmt.Sprintf("%s can never match: %s contradicts %s", name, text, first), "")
+}
+
+// quoted returns the text of a compiled condition. Where OPA gives one behind
+// an else the text of the whole else, it is called by what it is.
+func quoted(e *ast.Expr) string {
+	if text := tidy(string(e.Location.Text)); !strings.HasPrefix(text, "else") {
+		return text
+	}
+	return "the condition of the else"
 }
 
 // deciding returns the links that make decisions: those of rules decision and

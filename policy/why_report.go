@@ -78,12 +78,47 @@ func (t *trace) tried(a *attempt, depth int) Tried {
 func condition(e *ast.Expr, held bool, tries int, saw []Seen) Condition {
 	c := Condition{Held: held, Tries: tries, Saw: saw}
 	if l := e.Location; l != nil {
-		c.File, c.Line, c.Col, c.Text = l.File, l.Row, max(l.Col, 1), tidy(string(l.Text))
+		begin, end := elseIf(e)
+		c.File, c.Line, c.Col, c.Text = l.File, l.Row, max(l.Col, 1), tidy(string(l.Text[begin:end]))
+		line, col := position(l.Text, begin)
+		if line == 1 {
+			col += c.Col - 1
+		}
+		c.Line, c.Col = c.Line+line-1, col
 	}
 	if len(c.Text) > 160 {
 		c.Text = c.Text[:157] + "..."
 	}
 	return c
+}
+
+// elseIf returns where in its text an expression begins and ends. Of one that
+// stands alone behind an else, OPA's parser says that it is the whole else, and
+// all that follows.
+func elseIf(e *ast.Expr) (begin, end int) {
+	text := string(e.Location.Text)
+	if !strings.HasPrefix(text, "else") {
+		return 0, len(text)
+	}
+	tries := 0
+	for i := range text {
+		if !strings.HasPrefix(text[i:], "if") {
+			continue
+		}
+		for j := i + len("if"); j <= len(text) && tries < 100; j++ {
+			if j < len(text) && !strings.HasPrefix(text[j:], "else") {
+				continue
+			}
+			tries++
+			part := text[i+len("if") : j]
+			body, err := ast.ParseBodyWithOpts(part, ast.ParserOptions{RegoVersion: ast.RegoV1})
+			if err == nil && len(body) == 1 && body[0].Compare(e) == 0 {
+				begin = j - len(strings.TrimLeft(part, " \t\n"))
+				return begin, begin + len(strings.TrimSpace(part))
+			}
+		}
+	}
+	return 0, len(text)
 }
 
 // used adds the rules that a asked at those of its expressions that count.
