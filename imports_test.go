@@ -27,14 +27,17 @@ func mayImport() map[string][]string {
 		"config":               {},
 		"hook":                 {},
 		"rules":                {"packet"},
-		"policy":               {"packet", "rules"},
+		"policy":               {"packet", "rules", "policy/compile"},
+		"policy/compile":       {"packet", "rules"},
 		"logsink":              {"packet", "rules", "internal/nfnl"},
 		"engine":               {"packet", "rules", "logsink"},
 		"queue":                {"packet", "internal/nfnl"},
+		"ledger":               {"queue"},
+		"internal/control":     {},
 		"replay":               {"packet"},
 		"bench/queue":          {"packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
-		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config",
-			"internal/links", "internal/lab"},
+		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config", "ledger",
+			"internal/control", "internal/links", "internal/lab"},
 	}
 }
 
@@ -42,7 +45,7 @@ func mayImport() map[string][]string {
 func onlyIn() map[string][]string {
 	return map[string][]string{
 		"github.com/google/gopacket":       {"packet", "replay"},
-		"github.com/open-policy-agent/opa": {"policy"},
+		"github.com/open-policy-agent/opa": {"policy", "policy/compile"},
 		"github.com/florianl/go-nfqueue":   {"queue", "bench/queue"},
 		"github.com/florianl/go-nflog":     {"logsink"},
 		"github.com/google/nftables":       {"hook"},

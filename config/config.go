@@ -18,19 +18,43 @@ import (
 // "log." and the like written "log-". The zero value of a field, except where
 // stated, is its default.
 type Config struct {
-	Queues       Queues `yaml:"queue"`    // default: 0
-	Policy       string `yaml:"policy"`   // default: accept and record everything
-	Mode         string `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
-	Fail         string `yaml:"fail"`     // open, closed; default: closed in enforce mode
-	Hook         string `yaml:"hook"`     // such as "output,input"; default: the user keeps the rules
-	Loopback     bool   `yaml:"loopback"` // with hook: judge loopback traffic too
-	StrictND     bool   `yaml:"strict-neighbour"`
-	NFLogGroups  Groups `yaml:"nflog-group"`
-	Flows        int    `yaml:"flows"`         // default: 65536 per queue
-	QueueLength  int    `yaml:"queue-length"`  // packets; default: 8192
-	CopyRange    int    `yaml:"copy-range"`    // bytes; default: 256
-	PolicyBudget string `yaml:"policy-budget"` // duration; default: 50ms
-	Log          Log    `yaml:"log"`
+	Queues        Queues `yaml:"queue"`    // default: 0
+	Policy        string `yaml:"policy"`   // default: accept and record everything
+	Mode          string `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
+	Fail          string `yaml:"fail"`     // open, closed; default: closed in enforce mode
+	Hook          string `yaml:"hook"`     // such as "output,input"; default: the user keeps the rules
+	Loopback      bool   `yaml:"loopback"` // with hook: judge loopback traffic too
+	StrictND      bool   `yaml:"strict-neighbour"`
+	Offload       string `yaml:"offload"`      // on, off; default: on with hook
+	OffloadMask   string `yaml:"offload-mask"` // bits of marks that are verdictd's; default: 0xff000000
+	ResetDenied   bool   `yaml:"reset-denied"` // reset connections that a new policy denies
+	NFLogGroups   Groups `yaml:"nflog-group"`
+	Flows         int    `yaml:"flows"`          // default: 65536 per queue
+	QueueLength   int    `yaml:"queue-length"`   // packets; default: 8192
+	CopyRange     int    `yaml:"copy-range"`     // bytes; default: 256
+	PolicyBudget  string `yaml:"policy-budget"`  // duration; default: 50ms
+	Control       string `yaml:"control"`        // socket for verdictd status; "none": none; default: /run/verdictd/verdictd.sock
+	Metrics       string `yaml:"metrics"`        // address to serve metrics at; default: none
+	StatsInterval string `yaml:"stats-interval"` // duration; "0": none; default: 60s
+	Bundle        Bundle `yaml:"bundle"`
+	Log           Log    `yaml:"log"`
+}
+
+// Bundle are the settings of a policy that is an OPA bundle. But for the key,
+// they go with a bundle on a server only.
+type Bundle struct {
+	Key         string `yaml:"key"`          // file, or PEM text; default: bundles are not signed
+	KeyID       string `yaml:"key-id"`       // default: any
+	Alg         string `yaml:"alg"`          // default: RS256
+	Scope       string `yaml:"scope"`        // default: none
+	CA          string `yaml:"ca"`           // file; default: the system's
+	Cert        string `yaml:"cert"`         // file
+	CertKey     string `yaml:"cert-key"`     // file
+	TokenFile   string `yaml:"token-file"`   // file
+	MinInterval string `yaml:"min-interval"` // duration; default: 1m
+	MaxInterval string `yaml:"max-interval"` // duration; default: 2m
+	Timeout     string `yaml:"timeout"`      // duration; default: 1m
+	LastGood    string `yaml:"last-good"`    // file, or none; default: /var/lib/verdictd/bundle.tar.gz
 }
 
 // Log are the settings of the audit log.
@@ -97,8 +121,9 @@ func kindName(t reflect.Type) string {
 }
 
 func knownKeys() string {
-	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, nflog-group, flows, queue-length, copy-range, " +
-		"policy-budget, log; in log: file, pretty, max-size, keep"
+	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, " +
+		"policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, " +
+		"min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep"
 }
 
 // Queues is a list of queue numbers, written "0", "0-3" or "0-3,8".

@@ -23,6 +23,19 @@ flows: 1000
 queue-length: 100
 copy-range: 128
 policy-budget: 10ms
+bundle:
+  key: /etc/verdictd/bundle.pem
+  key-id: k1
+  alg: ES256
+  scope: edge
+  ca: ca.pem
+  cert: cert.pem
+  cert-key: key.pem
+  token-file: token
+  min-interval: 10s
+  max-interval: 20s
+  timeout: 5s
+  last-good: none
 log:
   file: "/var/log/eve.json"
   pretty: true
@@ -36,6 +49,10 @@ log:
 		Queues: config.Queues{0, 1, 2, 3, 8}, Policy: "/etc/verdictd/policy.rego", Mode: "enforce", Fail: "closed",
 		Hook: "output,input", Loopback: true, StrictND: true, NFLogGroups: config.Groups{5},
 		Flows: 1000, QueueLength: 100, CopyRange: 128, PolicyBudget: "10ms",
+		Bundle: config.Bundle{
+			Key: "/etc/verdictd/bundle.pem", KeyID: "k1", Alg: "ES256", Scope: "edge", CA: "ca.pem", Cert: "cert.pem", CertKey: "key.pem",
+			TokenFile: "token", MinInterval: "10s", MaxInterval: "20s", Timeout: "5s", LastGood: "none",
+		},
 		Log: config.Log{File: "/var/log/eve.json", Pretty: true, MaxSize: 100 << 20, Keep: 3},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -44,7 +61,7 @@ log:
 }
 
 func TestParseErrors(t *testing.T) {
-	const keys = "(known keys: queue, policy, mode, fail, hook, loopback, strict-neighbour, nflog-group, flows, queue-length, copy-range, policy-budget, log; in log: file, pretty, max-size, keep)"
+	const keys = "(known keys: queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep)"
 	tests := []struct{ name, text, want string }{
 		{"empty", "", ""},
 		{"comment only", "# nothing\n", ""},

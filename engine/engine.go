@@ -32,6 +32,7 @@ type Config struct {
 type Engine struct {
 	cfg     Config
 	fields  []rules.Field
+	outside outside
 	peers   *peers // nil with one worker
 	current atomic.Pointer[published]
 
@@ -54,6 +55,7 @@ func New(cfg Config) *Engine {
 		cfg.InterfaceName = func(uint32) string { return "" }
 	}
 	e := &Engine{cfg: cfg, fields: rules.Fields()}
+	e.outside = newOutside(e.fields)
 	if cfg.Workers > 1 {
 		e.peers = newPeers()
 	}

@@ -75,6 +75,7 @@ type slot struct {
 	failed   bool   // the policy had no decision: ask again after errorHold
 	peer     bool   // accepted by another worker
 	logged   bool   // a FlowDecision event was written
+	final    bool   // accepted, whatever the flow's later packets are like
 }
 
 // entry is a flow in the table. It holds no pointers, so that the garbage
@@ -92,6 +93,8 @@ type entry struct {
 	known       uint8  // hasUID ...
 	initiator   uint8  // direction of the first packet
 	tcp         uint8  // seenFIN0 ...
+	offloaded   bool   // the kernel was told to let the flow pass by
+	reset       bool   // a connection that was let through, or had begun, before it was denied
 	hook        packet.Hook
 }
 

@@ -22,12 +22,12 @@ func (w *Worker) evaluate() (*rules.Decision, error) {
 	return &w.said, err
 }
 
-// conclude turns a fresh evaluation into a verdict.
-func (w *Worker) conclude(d *rules.Decision, err error) packet.Verdict {
+// conclude turns a fresh evaluation into a verdict: action, by decision d.
+func (w *Worker) conclude(d *rules.Decision, action packet.Action, err error) packet.Verdict {
 	if err != nil {
 		return w.finish(nil, d.Action, ReasonPolicyError)
 	}
-	return w.finish(w.intern(d), d.Action, ReasonPolicy)
+	return w.finish(w.intern(d), action, ReasonPolicy)
 }
 
 // judge asks the policy about a packet of flow e and remembers the answer.
@@ -45,8 +45,10 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 		return w.finish(nil, packet.Accept, ReasonEstablished)
 	}
 	before := e.slot[dir]
-	v := w.conclude(d, err)
+	e.reset = e.reset || e.packets[0]+e.packets[1] == 1 && w.midstream(m, d.Reads)
+	v := w.conclude(d, w.refusal(e, d), err)
 	w.remember(&e.slot[dir], d, err)
+	w.settle(e, &e.slot[dir])
 	if d.Action == packet.Accept && w.engine.peers != nil {
 		w.engine.peers.tell(e, dir, w.now.epoch, w.wanted())
 	}
@@ -96,6 +98,7 @@ func (w *Worker) remember(s *slot, d *rules.Decision, err error) {
 		s.values[0] = uint64(w.facts.Meta.Time / int64(errorHold))
 		return
 	}
+	s.final = w.final(d)
 	if s.shape = w.shapeOf(d.Reads); s.shape != 0 && s.shape != noReuse {
 		s.values, _ = w.known.shapes[s.shape].pack(&w.facts, &w.value)
 	}

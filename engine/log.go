@@ -80,7 +80,7 @@ func (w *Worker) countRepeat(e *entry, s *slot, m *packet.Meta) {
 		return
 	}
 	d := w.decisionOf(s)
-	w.explain(d, d.Action, ReasonPolicy)
+	w.explain(d, w.refusal(e, d), ReasonPolicy)
 	if s.failed {
 		w.explain(nil, d.Action, ReasonPolicyError)
 	}
@@ -116,7 +116,7 @@ func (w *Worker) endFlow(e *entry, why string) {
 		Src: src.Addr(), Dst: dst.Addr(), SrcPort: src.Port(), DstPort: dst.Port(),
 		HasPorts: e.known&hasPorts != 0,
 		HasUID:   e.known&hasUID != 0, UID: e.uid, HasGID: e.known&hasGID != 0, GID: e.gid,
-		Packets: e.packets, Bytes: e.bytes, Decision: d, Reason: ReasonPolicy,
+		Packets: e.packets, Bytes: e.bytes, Offloaded: e.offloaded, Decision: d, Reason: ReasonPolicy,
 	}
 	if e.initiator == 1 {
 		ev.Packets = [2]uint64{e.packets[1], e.packets[0]}

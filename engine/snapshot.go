@@ -41,4 +41,11 @@ type Snapshot struct {
 	// FailOpen lets packets pass that could not be decoded or whose policy
 	// evaluation failed. The zero value drops them.
 	FailOpen bool
+
+	// Marks are what the kernel's ruleset understands.
+	Marks Marks
+
+	// ResetDenied rejects, where the policy says drop, the packets of TCP
+	// connections that began before the policy denied them.
+	ResetDenied bool
 }

@@ -15,6 +15,9 @@ type Stats struct {
 	PolicyErrors uint64 // evaluations that ended in an error
 	Malformed    uint64
 
+	Offloaded uint64 // packets sent round with the mark that lets the rest of their flow pass by
+	Returned  uint64 // packets that came back with their mark: no rule knew it
+
 	Flows       uint64 // flows in the table now
 	FlowsNew    uint64 // flows ever put into it
 	FlowsEvict  uint64 // flows removed early to make room for a newer one
@@ -34,6 +37,8 @@ func (s *Stats) add(t *Stats) {
 	s.Evaluated += t.Evaluated
 	s.PolicyErrors += t.PolicyErrors
 	s.Malformed += t.Malformed
+	s.Offloaded += t.Offloaded
+	s.Returned += t.Returned
 	s.Flows += t.Flows
 	s.FlowsNew += t.FlowsNew
 	s.FlowsEvict += t.FlowsEvict

@@ -40,11 +40,13 @@ type Worker struct {
 	table   *table
 	now     *published // the snapshot this packet is judged by
 
-	pkt   packet.Packet
-	facts rules.Facts
-	value rules.Value // scratch
-	out   Outcome
-	said  rules.Decision // what the policy said last
+	pkt     packet.Packet
+	facts   rules.Facts
+	value   rules.Value // scratch
+	bits    uint32      // the ruleset's bits of the packet's mark
+	settled bool        // the packet is accepted by a final decision
+	out     Outcome
+	said    rules.Decision // what the policy said last
 
 	known, older knownDecisions
 	nextFlow     uint64
@@ -52,6 +54,8 @@ type Worker struct {
 	published    int64
 	counts       Stats
 	stats        atomic.Pointer[Stats]
+	seen         atomic.Uint32 // epoch of the latest Tick
+	closed       atomic.Bool
 }
 
 // knownDecisions are the decisions made under one snapshot. Flow entries
@@ -94,6 +98,12 @@ func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
 		}
 	}
 	w.facts.Meta = m
+	w.takeMark(m)
+	return w.giveMark(w.handle(m), m)
+}
+
+// handle judges the decoded packet.
+func (w *Worker) handle(m *packet.Meta) packet.Verdict {
 	switch {
 	case w.pkt.Status == packet.NotIP:
 		return w.finish(nil, packet.Accept, ReasonNotIP)
@@ -118,6 +128,9 @@ func (w *Worker) Outcome() *Outcome { return &w.out }
 // it between packets, at least once a second, with the current time in Unix
 // nanoseconds (in a replay, the capture's).
 func (w *Worker) Tick(now int64) {
+	if p := w.engine.current.Load(); p != nil {
+		w.seen.Store(p.epoch)
+	}
 	// The whole table is swept once in sweepPeriod, a part at each tick.
 	const sweepPeriod = int64(10 * time.Second)
 	if since := now - w.lastTick; since > 0 && w.lastTick != 0 {
@@ -151,6 +164,7 @@ const maxSweep = 4096
 func (w *Worker) Close() {
 	w.table.clear(w.endFlow)
 	w.publishStats()
+	w.closed.Store(true)
 }
 
 func (w *Worker) publishStats() {
@@ -168,7 +182,7 @@ func hasFlow(p *packet.Packet) bool {
 // handleSingle judges a packet that belongs to no flow.
 func (w *Worker) handleSingle(m *packet.Meta) packet.Verdict {
 	d, err := w.evaluate()
-	v := w.conclude(d, err)
+	v := w.conclude(d, d.Action, err)
 	w.logPacket(m)
 	return v
 }
@@ -202,17 +216,50 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 	}
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
+	e.reset = e.reset || e.accepted()
 	own, other := &e.slot[dir], &e.slot[1-dir]
 	// What was dropped before its flow was accepted is a reply since then.
 	if own.epoch == w.now.epoch && w.holds(own, m.Time) && (own.accept || !other.accept && !w.adopt(e, dir, m)) {
 		w.counts.Known++
 		return w.repeat(e, own, m)
 	}
-	if other.accept && w.stillAccepted(e, other, m) {
+	return w.judgeFlow(e, dir, m)
+}
+
+// judgeFlow judges a packet of flow e, of direction dir, that its own direction
+// says nothing about yet. What the kernel calls an answer stands and falls with
+// what it answers.
+func (w *Worker) judgeFlow(e *entry, dir int, m *packet.Meta) packet.Verdict {
+	other := &e.slot[1-dir]
+	if w.answers(e, dir, m) {
 		w.counts.Established++
+		w.settle(e, other)
 		return w.finish(w.decisionOf(other), packet.Accept, ReasonEstablished)
 	}
+	if w.isReply() && other.epoch == w.now.epoch {
+		w.counts.Known++
+		return w.repeat(e, other, m)
+	}
 	return w.judge(e, dir, m)
+}
+
+// answers returns whether the packet, of direction dir, is a reply to what was
+// accepted in the other. That it is a reply is known from the flow's own past,
+// or the ruleset says it: then the other direction is judged even if no packet
+// of it was seen.
+func (w *Worker) answers(e *entry, dir int, m *packet.Meta) bool {
+	s := &e.slot[1-dir]
+	switch {
+	case s.accept:
+		return w.stillAccepted(e, s, m)
+	case !w.isReply():
+		return false
+	case w.adopt(e, dir, m):
+		return true
+	case s.epoch == w.now.epoch:
+		return false
+	}
+	return w.stillAccepted(e, s, m)
 }
 
 // reopened returns whether the packet starts a new connection in the place of
@@ -238,6 +285,9 @@ func (w *Worker) begin(e *entry, dir int, m *packet.Meta) {
 	w.counts.FlowsNew++
 	e.id, e.start, e.last = w.nextFlow, m.Time, m.Time
 	e.initiator, e.hook, e.known = uint8(dir), m.Hook, 0
+	if w.isReply() {
+		e.initiator, e.hook = uint8(1-dir), reverseHook(m.Hook)
+	}
 	if w.pkt.HasPorts {
 		e.known = hasPorts
 	}
@@ -268,12 +318,13 @@ func (w *Worker) repeat(e *entry, s *slot, m *packet.Meta) packet.Verdict {
 	if s.failed {
 		return w.finish(nil, d.Action, ReasonPolicyError)
 	}
-	return w.finish(d, d.Action, ReasonPolicy)
+	w.settle(e, s)
+	return w.finish(d, w.refusal(e, d), ReasonPolicy)
 }
 
 // firstPacket judges a packet of a flow that is not in the table.
 func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
-	if w.pkt.Echo && !isEchoRequest(&w.pkt) {
+	if w.pkt.Echo && !isEchoRequest(&w.pkt) && !w.isReply() {
 		if _, asked := w.askPeers(key, 1-dir); !asked {
 			return w.handleSingle(m) // an answer that nobody asked for starts no flow
 		}
@@ -286,7 +337,7 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 	w.begin(e, dir, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
-	return w.judge(e, dir, m)
+	return w.judgeFlow(e, dir, m)
 }
 
 func isEchoRequest(p *packet.Packet) bool {

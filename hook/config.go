@@ -140,6 +140,16 @@ type Config struct {
 	// stands for all 32 bits. Setting a mark takes CAP_NET_ADMIN or CAP_NET_RAW.
 	OwnMark, OwnMask uint32
 
+	// Mask are the bits of packet and connection marks for the ruleset and
+	// verdictd to talk in (see Marks); 0 means none, and then neither rejecting
+	// nor offload works. Nobody else may use these bits: packets that bring
+	// them along lose them.
+	Mask uint32
+
+	// Offload lets flows that are decided for good pass by the queue. It needs
+	// Mask, and not all hooks go together with it: see CanOffload.
+	Offload bool
+
 	// Priority is the chains' priority, -199 to 299: after conntrack has seen
 	// the packet. 0 stands for DefaultPriority; the order of two chains with the
 	// same priority is not defined, so that 0 itself (filter) is of no use.
@@ -175,7 +185,10 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.defaultQueues(); err != nil {
 		return c, err
 	}
-	return c, c.defaultPlace()
+	if err := c.defaultPlace(); err != nil {
+		return c, err
+	}
+	return c, c.defaultMarks()
 }
 
 func (c *Config) defaultQueues() error {

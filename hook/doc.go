@@ -12,18 +12,49 @@
 //
 // # Where the rules stand
 //
-// The chains have type filter, policy accept and priority 10, just after the
-// users' filter chains (0). What those drop does not come up; what they accept
+// The chains have type filter and priority 10, just after the users' filter
+// chains (0). What those drop does not come up; what they accept
 // does, as an accept in nf_tables ends one chain only. A verdict can therefore
 // only narrow what the host's own rules allow. Each chain says, in this order:
 //
 //  1. loopback passes (unless Config.Loopback);
 //  2. verdictd's own packets, known by a mark, pass (if Config.OwnMark);
 //  3. IPv6 neighbour discovery passes (unless Config.StrictNeighbour);
-//  4. jump to the chain verdictd_offload, where decided flows can be let
-//     through; it reads conntrack, which also makes the kernel put fragments
-//     together before they reach the queue;
-//  5. count the packet and queue it.
+//  4. what verdictd has rejected is rejected (if Config.Mask);
+//  5. jump to the chain verdictd_offload, where decided flows are let through
+//     (if Config.Offload); it reads conntrack, which also makes the kernel put
+//     fragments together before they reach the queue;
+//  6. mark an answer, in the eyes of conntrack, as one (if Config.Mask);
+//  7. count the packet and queue it.
+//
+// # Marks
+//
+// verdictd rejects a packet, or accepts it with all the rest of its flow, by the
+// verdict NF_REPEAT and a packet mark (see [Marks]): the packet goes through the
+// same hook once more, where the rules above find the mark. An accepted flow
+// gets a connection mark, and its later packets, of both directions, are
+// accepted by that. A SYN is judged whatever the connection mark is, and so are
+// connections that a conntrack helper expects, as they inherit marks.
+//
+// Each generation of decisions has a connection mark of its own.
+// [Ruleset.SetMarks] exchanges it in one transaction: at that moment all flows
+// that were accepted before come up again. [ClearMarks] takes a mark from all
+// connections before its number is used a second time.
+//
+// Two more chains clear our bits in the mark of every packet that enters the
+// host or is sent by it, at priority -149. So a mark counts only if it came with
+// a verdict, and who copies whole connection marks to packets (CONNMARK
+// --restore-mark without a mask) routes them as if our bits were not there. Who
+// copies whole packet marks to connections erases our bits: such flows come up
+// again and again, but nothing passes unjudged.
+//
+// The kernel's message to the sender of a rejected packet belongs to the same
+// connection, in state related, and passes by that: it is not judged, so it
+// cannot be rejected in turn.
+//
+// With Config.Mask and without Config.Bypass the policy of the chains is drop:
+// if somebody flushes their rules, a rejected packet that was under way does not
+// pass, and nothing else does until the rules are put in again.
 //
 // # Deleting chains drops queued packets
 //

@@ -46,6 +46,10 @@ func goldenTests() []goldenTest {
 		{"strict", Config{Hooks: []Hook{Prerouting, Output}, QueueFirst: 65535, Loopback: true, StrictNeighbour: true, OwnMark: 5}},
 		{"ip", Config{Hooks: []Hook{Input}, QueueFirst: 1, QueueLast: 2, Family: IPv4}},
 		{"ip6", Config{Hooks: []Hook{Input}, Bypass: true, Family: IPv6}},
+		{"offload", Config{Hooks: []Hook{Input, Forward, Output}, Mask: DefaultMask, Offload: true}},
+		{"marks", Config{Hooks: []Hook{Input, Output, Postrouting}, Mask: 0xff0, Loopback: true, Bypass: true}},
+		{"marks-ip", Config{Hooks: []Hook{Input}, Mask: 0xf0000, Offload: true, Family: IPv4}},
+		{"marks-ip6", Config{Hooks: []Hook{Prerouting}, Mask: 0xf0000, Offload: true, Family: IPv6, Priority: -160}},
 	}
 }
 

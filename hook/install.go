@@ -3,6 +3,8 @@ package hook
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,9 +20,9 @@ var ErrChanged = errors.New("changed by somebody else")
 // Ruleset is an installed ruleset. Its methods may be called from several
 // goroutines; each call opens and closes a netlink socket of its own.
 type Ruleset struct {
-	config Config
-	native bool
-	dial   dialer
+	dial dialer
+	mu   sync.Mutex
+	plan plan // but for its Config, which stays, guarded by mu; held while the kernel's table is changed
 }
 
 // Counter counts the packets that reached the queue rule of one hook since
@@ -49,23 +51,32 @@ func install(cfg Config, dial dialer) (*Ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
-	what := fmt.Sprintf("install table %s %s", c.Family, c.Table)
-	k, err := dial(c.NetNS)
+	r := &Ruleset{dial: dial, plan: plan{Config: c, marks: c.marks()}}
+	return r, r.install()
+}
+
+func (r *Ruleset) install() error {
+	what := r.what("install")
+	k, err := r.dial(r.plan.NetNS)
 	if err != nil {
-		return nil, explain(what, err)
+		return explain(what, err)
 	}
-	old, err := k.read(c)
+	old, err := k.read(r.plan.Config)
 	if err != nil && !errors.Is(err, ErrNotInstalled) {
-		return nil, explain(what, err)
+		return explain(what, err)
 	}
-	native, err := k.probe(c)
-	if err != nil {
-		return nil, explain(what, err)
+	if err := k.probe(&r.plan); err != nil {
+		return explain(what, err)
 	}
-	if err := k.replace(old, build(c, native)); err != nil {
-		return nil, explain(what, err)
-	}
-	return &Ruleset{config: c, native: native, dial: dial}, nil
+	return explain(what, k.replace(old, r.plan.build()))
+}
+
+// Restore installs the ruleset again, with the marks in use, after somebody else
+// has changed or deleted it.
+func (r *Ruleset) Restore() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.install()
 }
 
 // Remove deletes the table that Install made with the same Family, Table and
@@ -137,23 +148,85 @@ func queuedBy(r *nftables.Rule) string {
 }
 
 // Config returns the configuration with its defaults filled in.
-func (r *Ruleset) Config() Config { return r.config }
+func (r *Ruleset) Config() Config { return r.plan.Config }
 
 // Native says whether the kernel's queue expression is used, not the xt NFQUEUE
 // target.
-func (r *Ruleset) Native() bool { return r.native }
+func (r *Ruleset) Native() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.plan.native
+}
+
+// Rejects says whether packets marked Reject are answered. Otherwise, for lack
+// of nft_reject in the kernel or of Config.Mask, they can only be dropped.
+func (r *Ruleset) Rejects() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.plan.rejects && r.plan.Mask != 0
+}
+
+// Marks returns the marks in use.
+func (r *Ruleset) Marks() Marks {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.plan.marks
+}
+
+// SetMarks puts marks of another generation into use, in one step: from then on
+// the connection marks of all others no longer count. Mask, Reject and Reply
+// must be those of Config.Mask; Accept 0 suspends the offload.
+func (r *Ruleset) SetMarks(m Marks) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	what := r.what("change the marks of")
+	if want := r.plan.marks; m.Mask != want.Mask || m.Reject != want.Reject || m.Reply != want.Reply || m.Accept&^m.Mask != 0 {
+		return fmt.Errorf("%s: marks %#x do not belong to mask %#x", what, m, want.Mask)
+	}
+	k, err := r.dial(r.plan.NetNS)
+	if err != nil {
+		return explain(what, err)
+	}
+	changed := r.plan
+	changed.marks = m
+	b := changed.plain(offloadChain, changed.offload)
+	k.conn.FlushChain(b.chain)
+	for _, rule := range b.rules {
+		k.conn.AddRule(rule)
+	}
+	if err := k.conn.Flush(); err != nil {
+		return explain(what, err)
+	}
+	r.plan.marks = m
+	return nil
+}
+
+// Offloaded counts the packets that passed by the queue because their flow is
+// accepted, since Install.
+func (r *Ruleset) Offloaded() (packets, bytes uint64, err error) {
+	what := r.what("read the counters of")
+	k, err := r.dial(r.plan.NetNS)
+	if err != nil {
+		return 0, 0, explain(what, err)
+	}
+	n, err := k.counter(r.plan.table(), offloadedCounter)
+	if err != nil {
+		return 0, 0, explain(what, err)
+	}
+	return n.Packets, n.Bytes, nil
+}
 
 // Counters returns one counter per hook, in the order of the kernel's hook
 // numbers. They go on after Stop, until Close.
 func (r *Ruleset) Counters() ([]Counter, error) {
 	what := r.what("read the counters of")
-	k, err := r.dial(r.config.NetNS)
+	k, err := r.dial(r.plan.NetNS)
 	if err != nil {
 		return nil, explain(what, err)
 	}
 	var counters []Counter
-	for _, h := range r.config.Hooks {
-		n, err := k.counter(r.config.table(), h)
+	for _, h := range r.plan.Hooks {
+		n, err := k.counter(r.plan.table(), counterName(h))
 		if err != nil {
 			return nil, explain(what, err)
 		}
@@ -166,31 +239,35 @@ func (r *Ruleset) Counters() ([]Counter, error) {
 // have emptied or deleted it, such as nft flush ruleset: packets then pass
 // unseen. It returns nil, ErrNotInstalled, ErrChanged or what went wrong.
 func (r *Ruleset) Verify() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	what := r.what("verify")
-	k, err := r.dial(r.config.NetNS)
+	k, err := r.dial(r.plan.NetNS)
 	if err != nil {
 		return explain(what, err)
 	}
-	t, err := k.read(r.config)
+	t, err := k.read(r.plan.Config)
 	if err != nil {
 		return explain(what, err)
 	}
-	if got, want := t.text(false), build(r.config, r.native).text(false); got != want {
+	if got, want := t.text(false), r.plan.build().text(false); got != want {
 		return fmt.Errorf("%s: %w: install it again", what, ErrChanged)
 	}
 	return nil
 }
 
-// Stop empties the chains, so that nothing new is queued, and leaves them in
-// place: packets already queued stay and can still be judged. Packets pass from
-// then on. It is no error if the table is gone.
+// Stop takes the rules out that fill the queue, and leaves the chains in place:
+// packets already queued stay and can still be judged, also rejected. All others
+// pass from then on. It is no error if the table is gone.
 func (r *Ruleset) Stop() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	what := r.what("stop")
-	k, err := r.dial(r.config.NetNS)
+	k, err := r.dial(r.plan.NetNS)
 	if err != nil {
 		return explain(what, err)
 	}
-	chains, err := k.chains(r.config)
+	chains, err := k.chains(r.plan.Config)
 	if errors.Is(err, ErrNotInstalled) {
 		return nil
 	}
@@ -198,9 +275,20 @@ func (r *Ruleset) Stop() error {
 		return explain(what, err)
 	}
 	// The rule of the offload chain stays: with it conntrack's hooks would go.
+	r.plan.stopped = true
+	stopped := r.plan.build().chains
 	for _, c := range chains {
-		if c.Hooknum != nil {
-			k.conn.FlushChain(c)
+		i := slices.IndexFunc(stopped, func(b branch) bool { return b.chain.Name == c.Name && b.base() })
+		if c.Hooknum == nil {
+			continue
+		}
+		k.conn.FlushChain(c)
+		if i < 0 {
+			continue
+		}
+		k.conn.AddChain(stopped[i].chain) // sets the policy
+		for _, rule := range stopped[i].rules {
+			k.conn.AddRule(rule)
 		}
 	}
 	return explain(what, k.conn.Flush())
@@ -210,12 +298,12 @@ func (r *Ruleset) Stop() error {
 // deletion drops the packets waiting in any queue of the network namespace,
 // also those of other programs. It is no error if the table is gone.
 func (r *Ruleset) Close() error {
-	if err := remove(r.config, r.dial); !errors.Is(err, ErrNotInstalled) {
+	if err := remove(r.plan.Config, r.dial); !errors.Is(err, ErrNotInstalled) {
 		return err
 	}
 	return nil
 }
 
 func (r *Ruleset) what(verb string) string {
-	return fmt.Sprintf("%s table %s %s", verb, r.config.Family, r.config.Table)
+	return fmt.Sprintf("%s table %s %s", verb, r.plan.Family, r.plan.Table)
 }

@@ -3,6 +3,7 @@ package hook
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/template"
 )
@@ -25,6 +26,10 @@ const iptablesScript = `#!/bin/sh
 # The chains are called from table security, which comes after table filter:
 # what your filter rules drop does not come up, what they accept does.
 # (Prerouting and postrouting have no such table: there it is mangle.)
+{{- if .Marks}}
+# Start verdictd run with --offload on{{.MaskFlag}}. REJECT works in table filter
+# only, so here what the policy rejects is dropped.
+{{- end}}
 # An accepted packet skips the rules after the call in the same table.
 # Removing the rules may drop packets that still wait in a queue.
 set -eu
@@ -46,7 +51,7 @@ uncall() {
 }
 
 install() {
-{{- range .}}
+{{- range .Install}}
 	"{{.Program}}-restore" -w --noflush <<'RULES'
 *{{.Table}}
 :{{.Chain}} - [0:0]
@@ -55,13 +60,15 @@ install() {
 {{- end}}
 COMMIT
 RULES
+{{- if .Hook}}
 	call "{{.Program}}" {{.Table}} {{.Hook}} {{.Chain}}
+{{- end}}
 {{- end}}
 }
 
 remove() {
-{{- range .}}
-	uncall "{{.Program}}" {{.Table}} {{.Hook}} {{.Chain}}
+{{- range .Remove}}
+	uncall "{{.Program}}" {{.Table}} {{or .Hook "none"}} {{.Chain}}
 {{- end}}
 }
 
@@ -74,7 +81,7 @@ install | remove) "$1" ;;
 esac
 `
 
-// iptablesPart is what one program has to do for one hook.
+// iptablesPart is a chain for one program. Hook calls it; "" if other chains do.
 type iptablesPart struct {
 	Program, Table, Hook, Chain string
 	Rules                       []string
@@ -90,33 +97,60 @@ func PrintIptables(cfg Config, w io.Writer) error {
 		return err
 	}
 	var parts []iptablesPart
-	for _, h := range c.Hooks {
-		chain := c.Table + "-" + h.String()
-		if len(chain) > maxIptablesChain {
-			return fmt.Errorf("print iptables rules: chain name %q has more than %d letters: choose a shorter table name", chain, maxIptablesChain)
-		}
-		if c.Family != IPv6 {
-			parts = append(parts, c.iptables(IPv4, h, chain))
-		}
-		if c.Family != IPv4 {
-			parts = append(parts, c.iptables(IPv6, h, chain))
+	for _, f := range []Family{IPv4, IPv6} {
+		if c.Family == Inet || c.Family == f {
+			parts = append(parts, c.iptables(f)...)
 		}
 	}
+	for _, p := range parts {
+		if len(p.Chain) > maxIptablesChain {
+			return fmt.Errorf("print iptables rules: chain name %q has more than %d letters: choose a shorter table name", p.Chain, maxIptablesChain)
+		}
+	}
+	removed := slices.Clone(parts)
+	slices.Reverse(removed) // who calls a chain goes before it
 	t, err := template.New("iptables").Parse(iptablesScript)
 	if err != nil {
 		return fmt.Errorf("print iptables rules: %w", err)
 	}
-	return t.Execute(w, parts)
+	script := struct {
+		Install, Remove []iptablesPart
+		Marks           bool
+		MaskFlag        string
+	}{parts, removed, c.Mask != 0, ""}
+	if c.Mask != DefaultMask {
+		script.MaskFlag = fmt.Sprintf(" --offload-mask %#x", c.Mask)
+	}
+	return t.Execute(w, script)
 }
 
-func (c Config) iptables(f Family, h Hook, chain string) iptablesPart {
-	p := iptablesPart{Program: "$ipv4", Table: "security", Hook: strings.ToUpper(h.String()), Chain: chain}
+// iptables returns the chains for one family.
+func (c Config) iptables(f Family) []iptablesPart {
+	parts := c.iptablesMarks(f)
+	for _, h := range c.Hooks {
+		parts = append(parts, c.iptablesHook(f, h))
+	}
+	return parts
+}
+
+func (c Config) iptablesChain(f Family, table, hook, name string) iptablesPart {
+	p := iptablesPart{Program: "$ipv4", Table: table, Hook: hook, Chain: c.Table + "-" + name}
 	if f == IPv6 {
 		p.Program = "$ipv6"
 	}
+	return p
+}
+
+// iptablesTable is the table that the chain of a hook is called from.
+func iptablesTable(h Hook) string {
 	if h == Prerouting || h == Postrouting {
-		p.Table = "mangle"
+		return "mangle"
 	}
+	return "security"
+}
+
+func (c Config) iptablesHook(f Family, h Hook) iptablesPart {
+	p := c.iptablesChain(f, iptablesTable(h), strings.ToUpper(h.String()), h.String())
 	out := h == Output || h == Postrouting
 	if !c.Loopback && h != Forward {
 		p.add("loopback", "%s lo -j RETURN", map[bool]string{false: "-i", true: "-o"}[out])
@@ -128,8 +162,52 @@ func (c Config) iptables(f Family, h Hook, chain string) iptablesPart {
 		p.add("neighbour discovery", "-p icmpv6 -m icmp6 --icmpv6-type %d -m hl --hl-eq %d -j RETURN", n, ndHopLimit)
 	}
 	p.add("counts only: reading conntrack makes fragments arrive whole", "-m conntrack --ctstate INVALID")
+	m := c.marks()
+	if m.Mask != 0 {
+		p.add("rejected by verdictd; REJECT works in table filter only", "-m mark --mark %#x/%#x -j DROP", m.Reject, m.Mask)
+	}
+	if m.Accept != 0 {
+		accepted := fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstatus EXPECTED -j RETURN", m.Accept, m.Mask)
+		p.add("accepted by verdictd, and the rest of the flow", "-m mark --mark %#x/%#x -g %s-accept", m.Accept, m.Mask, c.Table)
+		p.add("flow accepted by verdictd; a new connection is judged anew", "-p tcp -m tcp ! --syn %s", accepted)
+		p.add("flow accepted by verdictd", "! -p tcp %s", accepted)
+	}
+	if m.Mask != 0 && c.seesBoth(h) {
+		p.add("for verdictd: an answer", "-m mark --mark 0/%#x -m conntrack --ctdir REPLY -j MARK --set-xmark %#x/%#x", m.Mask, m.Reply, m.Mask)
+	}
 	p.add("to verdictd", "-j NFQUEUE %s", c.iptablesQueue())
 	return p
+}
+
+// iptablesMarks returns the chains that the marks need, see plan.cleaners. Table
+// mangle is where others restore marks. Only where our own chain for prerouting
+// is called from it too, the mark must be cleared before.
+func (c Config) iptablesMarks(f Family) []iptablesPart {
+	m := c.marks()
+	if m.Mask == 0 {
+		return nil
+	}
+	var parts []iptablesPart
+	p := plan{Config: c}
+	for _, h := range []Hook{Prerouting, Output} {
+		if !p.cleanedAt(h) {
+			continue
+		}
+		table := "mangle"
+		if h == Prerouting && slices.Contains(c.Hooks, Prerouting) {
+			table = "raw"
+		}
+		clean := c.iptablesChain(f, table, strings.ToUpper(h.String()), "clean-"+h.String())
+		clean.add("these bits are verdictd's", "-j MARK --set-xmark 0/%#x", m.Mask)
+		parts = append(parts, clean)
+	}
+	if m.Accept != 0 { // then there are hooks of one table only
+		accept := c.iptablesChain(f, iptablesTable(c.Hooks[0]), "", "accept")
+		accept.add("the rest of the flow", "-j CONNMARK --set-xmark %#x/%#x", m.Accept, m.Mask)
+		accept.add("these bits are verdictd's", "-j MARK --set-xmark 0/%#x", m.Mask)
+		parts = append(parts, accept)
+	}
+	return parts
 }
 
 func (p *iptablesPart) add(comment, format string, args ...any) {

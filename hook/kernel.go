@@ -82,16 +82,15 @@ func (k *kernel) read(c Config) (*tree, error) {
 			return nil, fmt.Errorf("read chain %s: %w", ch.Name, err)
 		}
 		t.chains = append(t.chains, branch{chain: ch, rules: rules})
-		if ch.Hooknum == nil || ch.Name != Hook(*ch.Hooknum).String() {
-			continue // not a chain that counts
+	}
+	objs, err := k.conn.GetNamedObjects(t.table)
+	if err != nil {
+		return nil, fmt.Errorf("read counters: %w", err)
+	}
+	for _, o := range objs {
+		if n, ok := o.(*nftables.NamedObj); ok && n.Type == nftables.ObjTypeCounter {
+			t.counters = append(t.counters, n)
 		}
-		n, err := k.counter(t.table, Hook(*ch.Hooknum))
-		if err != nil {
-			return nil, err
-		}
-		o := newCounter(t.table, Hook(*ch.Hooknum))
-		o.Obj = n
-		t.counters = append(t.counters, o)
 	}
 	slices.SortFunc(t.counters, func(a, b *nftables.NamedObj) int { return counterOrder(a) - counterOrder(b) })
 	return t, nil
@@ -107,31 +106,48 @@ func counterOrder(o *nftables.NamedObj) int {
 	return int(Postrouting) + 1
 }
 
-func (k *kernel) counter(t *nftables.Table, h Hook) (*expr.Counter, error) {
-	o, err := k.conn.GetObject(newCounter(t, h))
+func (k *kernel) counter(t *nftables.Table, name string) (*expr.Counter, error) {
+	o, err := k.conn.GetObject(newCounter(t, name))
 	if err != nil {
-		return nil, fmt.Errorf("read counter %s: %w", counterName(h), err)
+		return nil, fmt.Errorf("read counter %s: %w", name, err)
 	}
 	named, ok := o.(*nftables.NamedObj)
 	if !ok {
-		return nil, fmt.Errorf("read counter %s: the kernel returned no counter", counterName(h))
+		return nil, fmt.Errorf("read counter %s: the kernel returned no counter", name)
 	}
 	n, ok := named.Obj.(*expr.Counter)
 	if !ok {
-		return nil, fmt.Errorf("read counter %s: the kernel returned a %T", counterName(h), named.Obj)
+		return nil, fmt.Errorf("read counter %s: the kernel returned a %T", name, named.Obj)
 	}
 	return n, nil
 }
 
-// probe finds out by trying whether the kernel has the native queue expression
-// or the xt target, and conntrack.
-func (k *kernel) probe(c Config) (native bool, err error) {
-	switch ok, err := k.accepts(c, invalidState()); {
+// probe finds out by trying what the kernel can do of what the plan needs, and
+// completes the plan.
+func (k *kernel) probe(p *plan) error {
+	switch ok, err := k.accepts(p.Config, invalidState()); {
 	case err != nil:
-		return false, err
+		return err
 	case !ok:
-		return false, errors.New("the kernel has no conntrack expression: load it with: modprobe nft_ct")
+		return errors.New("the kernel has no conntrack expression: load it with: modprobe nft_ct")
 	}
+	switch ok, err := k.accepts(p.Config, setCtMark(p.Mask, 0)); {
+	case err != nil:
+		return err
+	case !ok && p.Mask != 0:
+		return errors.New("the kernel has no connection marks: it needs CONFIG_NF_CONNTRACK_MARK; without them: --offload-mask 0")
+	}
+	var err error
+	if p.rejects, err = k.accepts(p.Config, []expr.Any{rejectICMP(p.Family)}); err != nil {
+		return err
+	}
+	p.native, err = k.probeQueue(p.Config)
+	return err
+}
+
+// probeQueue finds out whether the kernel has the native queue expression or the
+// xt target.
+func (k *kernel) probeQueue(c Config) (native bool, err error) {
 	native, err = k.accepts(c, []expr.Any{nativeQueue(c)})
 	if err != nil || native {
 		return native, err

@@ -131,9 +131,15 @@ func debugExpr(t *testing.T, name string, a map[uint16][]byte) string {
 	switch name {
 	case "meta":
 		key := map[uint32]string{unix.NFT_META_IIF: "iif", unix.NFT_META_OIF: "oif", unix.NFT_META_MARK: "mark", unix.NFT_META_NFPROTO: "nfproto", unix.NFT_META_L4PROTO: "l4proto"}
+		if a[unix.NFTA_META_SREG] != nil {
+			return fmt.Sprintf("meta set %s with reg %d", key[n(unix.NFTA_META_KEY)], n(unix.NFTA_META_SREG))
+		}
 		return fmt.Sprintf("meta load %s => reg %d", key[n(unix.NFTA_META_KEY)], n(unix.NFTA_META_DREG))
 	case "ct":
-		key := map[uint32]string{unix.NFT_CT_STATE: "state"}
+		key := map[uint32]string{unix.NFT_CT_STATE: "state", unix.NFT_CT_MARK: "mark", unix.NFT_CT_DIRECTION: "direction", unix.NFT_CT_STATUS: "status"}
+		if a[unix.NFTA_CT_SREG] != nil {
+			return fmt.Sprintf("ct set %s with reg %d", key[n(unix.NFTA_CT_KEY)], n(unix.NFTA_CT_SREG))
+		}
 		return fmt.Sprintf("ct load %s => reg %d", key[n(unix.NFTA_CT_KEY)], n(unix.NFTA_CT_DREG))
 	case "payload":
 		base := map[uint32]string{unix.NFT_PAYLOAD_NETWORK_HEADER: "network", unix.NFT_PAYLOAD_TRANSPORT_HEADER: "transport"}
@@ -149,8 +155,11 @@ func debugExpr(t *testing.T, name string, a map[uint16][]byte) string {
 		return fmt.Sprintf("objref type %d name %s", n(unix.NFTA_OBJREF_IMM_TYPE), text(a[unix.NFTA_OBJREF_IMM_NAME]))
 	case "immediate":
 		v := attributes(t, attributes(t, a[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
-		verdict := map[uint32]string{1: "accept", 0xfffffffd: "jump -> " + text(v[unix.NFTA_VERDICT_CHAIN])}
+		chain := text(v[unix.NFTA_VERDICT_CHAIN])
+		verdict := map[uint32]string{0: "drop", 1: "accept", 0xfffffffd: "jump -> " + chain, 0xfffffffc: "goto -> " + chain, 0xfffffffb: "return"}
 		return fmt.Sprintf("immediate reg %d %s", n(unix.NFTA_IMMEDIATE_DREG), verdict[number(v[unix.NFTA_VERDICT_CODE])])
+	case "reject":
+		return fmt.Sprintf("reject type %d code %d", n(unix.NFTA_REJECT_TYPE), n(unix.NFTA_REJECT_ICMP_CODE))
 	case "queue":
 		s := "queue num " + queueRange(uint16(n(unix.NFTA_QUEUE_NUM)), uint16(n(unix.NFTA_QUEUE_TOTAL)))
 		for bit, word := range []string{" bypass", " fanout"} {

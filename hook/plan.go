@@ -2,6 +2,7 @@ package hook
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -11,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// offloadChain is a plain chain in every table of ours. Decided flows can be
-// let through or dropped there by their connection mark, before the queue. Its
-// name also tells our tables from others: nobody else's table has it.
+// offloadChain is a plain chain in every table of ours. Decided flows are let
+// through there by their connection mark, before the queue. Its name also tells
+// our tables from others: nobody else's table has it.
 const offloadChain = "verdictd_offload"
 
 // Numbers that x/sys/unix lacks.
@@ -50,28 +51,67 @@ func (b branch) base() bool { return b.chain.Hooknum != nil }
 // after Stop.
 func counterName(h Hook) string { return "queued_" + h.String() }
 
-// build plans the table for a configuration with its defaults filled in. native
-// chooses the kernel's queue expression, else the xt NFQUEUE target.
-func build(c Config, native bool) *tree {
-	t := &tree{table: c.table()}
-	offload := branch{chain: &nftables.Chain{Name: offloadChain, Table: t.table}}
-	offload.add("counts only: reading conntrack makes fragments arrive whole", invalidState(), &expr.Counter{})
-	t.chains = append(t.chains, offload)
+// plan is a configuration with its defaults filled in, and what the kernel at
+// hand can do.
+type plan struct {
+	Config
+	native  bool  // the kernel has the queue expression, else the xt NFQUEUE target
+	rejects bool  // the kernel can reject
+	stopped bool  // nothing is queued any more
+	marks   Marks // of this generation
+}
 
-	queue := xtQueue(c)
-	if native {
-		queue = nativeQueue(c)
+// build plans the table.
+func (p *plan) build() *tree {
+	t := &tree{table: p.table()}
+	t.chains = append(t.chains, p.plain(offloadChain, p.offload))
+	if p.marks.Mask != 0 {
+		t.chains = append(t.chains, p.plain(rejectChain, p.reject))
+		t.counters = append(t.counters, newCounter(t.table, offloadedCounter))
 	}
-	for _, h := range c.Hooks {
-		b := newBase(c, t.table, h)
-		b.exclude(c, h)
-		b.add("flows already decided", nil, &expr.Verdict{Kind: expr.VerdictJump, Chain: offloadChain})
-		count := &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: counterName(h)}
-		b.add("to verdictd", nil, count, queue)
-		t.chains = append(t.chains, b)
-		t.counters = append(t.counters, newCounter(t.table, h))
+	t.chains = append(t.chains, p.cleaners()...)
+	for _, h := range p.Hooks {
+		t.chains = append(t.chains, p.base(h))
+		t.counters = append(t.counters, newCounter(t.table, counterName(h)))
 	}
+	slices.SortFunc(t.counters, func(a, b *nftables.NamedObj) int { return counterOrder(a) - counterOrder(b) })
+	t.chains = t.inOrder()
 	return t
+}
+
+// plain makes a chain that others jump to.
+func (p *plan) plain(name string, fill func(*branch)) branch {
+	b := branch{chain: &nftables.Chain{Name: name, Table: p.table()}}
+	fill(&b)
+	return b
+}
+
+// base makes the chain of a hook.
+func (p *plan) base(h Hook) branch {
+	b := newBase(p.Config, p.table(), h)
+	if p.marks.Mask != 0 && !p.Bypass && !p.stopped {
+		policy := nftables.ChainPolicyDrop
+		b.chain.Policy = &policy
+	}
+	if !p.stopped {
+		b.exclude(p.Config, h)
+	}
+	p.judged(&b, h)
+	if p.stopped && p.marks.Accept == 0 {
+		return b
+	}
+	b.add("flows already decided", nil, &expr.Verdict{Kind: expr.VerdictJump, Chain: offloadChain})
+	if p.stopped {
+		return b
+	}
+	p.answers(&b, h)
+	queue := xtQueue(p.Config)
+	if p.native {
+		queue = nativeQueue(p.Config)
+	}
+	count := &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: counterName(h)}
+	b.add("to verdictd", nil, count, queue)
+	return b
 }
 
 func newBase(c Config, t *nftables.Table, h Hook) branch {
@@ -86,8 +126,8 @@ func newBase(c Config, t *nftables.Table, h Hook) branch {
 	}}
 }
 
-func newCounter(t *nftables.Table, h Hook) *nftables.NamedObj {
-	return &nftables.NamedObj{Table: t, Name: counterName(h), Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
+func newCounter(t *nftables.Table, name string) *nftables.NamedObj {
+	return &nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
 }
 
 // exclude adds the rules for packets that never go to the queue. Neither

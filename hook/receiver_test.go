@@ -19,7 +19,9 @@ type receiver struct {
 	mu   sync.Mutex
 	hold bool
 	held []func()
-	got  []packet
+	// answer gives a packet its verdict; nil accepts it.
+	answer func(nf *nfqueue.Nfqueue, id uint32) error
+	got    []packet
 }
 
 type packet struct {
@@ -75,6 +77,9 @@ func (r *receiver) packet(q uint16, nf *nfqueue.Nfqueue, a nfqueue.Attribute) in
 	}
 	id := *a.PacketID
 	accept := func() { _ = nf.SetVerdict(id, nfqueue.NfAccept) } // a lost verdict shows as a lost packet
+	if r.answer != nil {
+		accept = func() { _ = r.answer(nf, id) }
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.got = append(r.got, packet{queue: q, hook: *a.Hook, data: append([]byte(nil), *a.Payload...)})

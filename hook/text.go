@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/google/nftables/xt"
+	"golang.org/x/sys/unix"
 )
 
 // Plan returns the ruleset that Install would make, in the language of nft. It
@@ -20,7 +21,8 @@ func Plan(cfg Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return build(c, true).text(false), nil
+	p := plan{Config: c, native: true, rejects: true, marks: c.marks()}
+	return p.build().text(false), nil
 }
 
 // text writes the table in the language of nft; with counts, counters show
@@ -35,9 +37,7 @@ func (t *tree) text(counts bool) string {
 		}
 		fmt.Fprintf(&w, "\tcounter %s {%s}\n", o.Name, values)
 	}
-	chains := slices.Clone(t.chains)
-	slices.SortStableFunc(chains, func(a, b branch) int { return a.order() - b.order() })
-	for _, b := range chains {
+	for _, b := range t.inOrder() {
 		b.write(&w, counts)
 	}
 	w.WriteString("}\n")
@@ -53,11 +53,18 @@ func familyName(f nftables.TableFamily) string {
 	return fmt.Sprint(byte(f))
 }
 
+// inOrder returns the chains in the order of the packet path, plain ones first.
+func (t *tree) inOrder() []branch {
+	chains := slices.Clone(t.chains)
+	slices.SortStableFunc(chains, func(a, b branch) int { return a.order() - b.order() })
+	return chains
+}
+
 func (b branch) order() int {
 	if !b.base() {
 		return -1
 	}
-	return int(*b.chain.Hooknum)
+	return int(*b.chain.Hooknum)<<16 + int(*b.chain.Priority) - minPriority + 1
 }
 
 func (b branch) write(w *strings.Builder, counts bool) {
@@ -112,6 +119,7 @@ type printer struct {
 	words  []string
 	loaded string // what register 1 holds
 	mask   []byte // applied to it, nil if none
+	xor    []byte // then applied to it
 	low    []byte // lower bound, nil if none
 }
 
@@ -122,13 +130,13 @@ func (p *printer) word(format string, args ...any) {
 func (p *printer) add(e expr.Any) {
 	switch e := e.(type) {
 	case *expr.Meta:
-		p.load(metaName(e.Key))
+		p.access(metaName(e.Key), e.SourceRegister)
 	case *expr.Ct:
-		p.load(ctName(e.Key))
+		p.access(ctName(e.Key), e.SourceRegister || e.Register == 0) // the library does not read the source register
 	case *expr.Payload:
 		p.load(payloadName(e))
 	case *expr.Bitwise:
-		p.mask = e.Mask
+		p.mask, p.xor = e.Mask, e.Xor
 	case *expr.Cmp:
 		p.compare(e)
 	case *expr.Counter:
@@ -140,6 +148,8 @@ func (p *printer) add(e expr.Any) {
 		p.word("counter name %q", e.Name)
 	case *expr.Verdict:
 		p.word("%s", verdictName(e))
+	case *expr.Reject:
+		p.word("%s", rejectName(e))
 	case *expr.Queue:
 		p.queue(e.Num, e.Total, e.Flag&expr.QueueFlagBypass != 0, e.Flag&expr.QueueFlagFanout != 0)
 	case *expr.Target:
@@ -149,8 +159,24 @@ func (p *printer) add(e expr.Any) {
 	}
 }
 
+// access writes what register 1 holds into name, or loads it from there.
+func (p *printer) access(name string, set bool) {
+	if !set {
+		p.load(name)
+		return
+	}
+	if len(p.mask) != 4 || len(p.xor) != 4 {
+		p.word("<%s set>", name)
+		return
+	}
+	p.word("%s set %s & %s", name, p.loaded, value(p.loaded, p.mask))
+	if len(bytes.Trim(p.xor, "\x00")) > 0 {
+		p.word("| %s", value(p.loaded, p.xor))
+	}
+}
+
 func (p *printer) load(name string) {
-	p.loaded, p.mask, p.low = name, nil, nil
+	p.loaded, p.mask, p.xor, p.low = name, nil, nil, nil
 }
 
 func (p *printer) compare(e *expr.Cmp) {
@@ -160,7 +186,7 @@ func (p *printer) compare(e *expr.Cmp) {
 	case e.Op == expr.CmpOpLte && p.low != nil:
 		p.word("%s %s-%s", p.loaded, value(p.loaded, p.low), value(p.loaded, e.Data))
 	case e.Op == expr.CmpOpNeq && p.mask != nil && len(bytes.Trim(e.Data, "\x00")) == 0:
-		p.word("%s %s", p.loaded, value(p.loaded, p.mask))
+		p.word(p.bitsFormat(), p.loaded, value(p.loaded, p.mask))
 	case e.Op == expr.CmpOpEq && p.mask != nil:
 		p.word("%s & %s == %s", p.loaded, value(p.loaded, p.mask), value(p.loaded, e.Data))
 	case e.Op == expr.CmpOpEq:
@@ -170,10 +196,24 @@ func (p *printer) compare(e *expr.Cmp) {
 	}
 }
 
+// bitsFormat is how "has any of the bits" is written.
+func (p *printer) bitsFormat() string {
+	if p.loaded == "meta mark" {
+		return "%s & %s != 0x0"
+	}
+	return "%s %s"
+}
+
 // value writes the data that a register is compared with. Data of more than
 // one byte is in host byte order in all our rules.
 func value(of string, data []byte) string {
 	if len(data) == 1 {
+		if of == "ct direction" && data[0] == ctDirectionReply {
+			return "reply"
+		}
+		if of == "tcp flags" {
+			return fmt.Sprintf("%#x", data[0])
+		}
 		if of == "meta nfproto" && data[0] == byte(nftables.TableFamilyIPv6) {
 			return "ipv6"
 		}
@@ -186,6 +226,8 @@ func value(of string, data []byte) string {
 	switch {
 	case of == "ct state" && n == expr.CtStateBitINVALID:
 		return "invalid"
+	case of == "ct state" && n == expr.CtStateBitRELATED:
+		return "related"
 	case (of == "iif" || of == "oif") && n == loopbackIndex:
 		return `"lo"`
 	}
@@ -209,8 +251,15 @@ func metaName(k expr.MetaKey) string {
 }
 
 func ctName(k expr.CtKey) string {
-	if k == expr.CtKeySTATE {
+	switch k {
+	case expr.CtKeySTATE:
 		return "ct state"
+	case expr.CtKeyMARK:
+		return "ct mark"
+	case expr.CtKeyDIRECTION:
+		return "ct direction"
+	case expr.CtKeySTATUS:
+		return "ct status"
 	}
 	return fmt.Sprintf("<ct %d>", k)
 }
@@ -221,6 +270,8 @@ func payloadName(e *expr.Payload) string {
 		return "ip6 hoplimit"
 	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == 0 && e.Len == 1:
 		return "icmpv6 type"
+	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == tcpFlagsOffset && e.Len == 1:
+		return "tcp flags"
 	}
 	return fmt.Sprintf("@%d,%d,%d", e.Base, e.Offset*8, e.Len*8)
 }
@@ -239,6 +290,20 @@ func verdictName(v *expr.Verdict) string {
 		return "goto " + v.Chain
 	}
 	return fmt.Sprintf("<verdict %d>", v.Kind)
+}
+
+func rejectName(e *expr.Reject) string {
+	switch *e {
+	case expr.Reject{Type: unix.NFT_REJECT_TCP_RST}:
+		return "reject with tcp reset"
+	case expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: icmpxAdminProhibited}:
+		return "reject with icmpx admin-prohibited"
+	case expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpAdminProhibited4}:
+		return "reject with icmp admin-prohibited"
+	case expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: icmpAdminProhibited6}:
+		return "reject with icmpv6 admin-prohibited"
+	}
+	return fmt.Sprintf("<reject %d %d>", e.Type, e.Code)
 }
 
 // target writes the xt NFQUEUE target as the queue statement it stands for.

@@ -230,6 +230,9 @@ func appendOwn(b []byte, e *Event) []byte {
 	if e.HasGID {
 		b = number(b, "gid", uint64(e.GID))
 	}
+	if e.Offloaded {
+		b = boolean(b, "offloaded", true)
+	}
 	if e.Kind != NFLog {
 		b = appendDecision(b, e)
 	}

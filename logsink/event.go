@@ -78,6 +78,7 @@ type Event struct {
 	FlowStart  int64 // Unix nanoseconds; FlowEnd and FlowRepeat
 	Packets    [2]uint64
 	Bytes      [2]uint64
+	Offloaded  bool  // FlowEnd: the kernel let packets pass that Packets and Bytes do not count
 	LatencyNS  int64 // from receipt to decision; FlowDecision
 	EndReason  string
 	NFLogLabel string // NFLOG prefix

@@ -57,6 +57,9 @@ func AppendPretty(b []byte, e *Event, colour bool) []byte {
 		b = count(b, "packets", e.Packets[0]+e.Packets[1])
 		b = count(b, "bytes", e.Bytes[0]+e.Bytes[1])
 		b = pair(b, "end", e.EndReason)
+		if e.Offloaded {
+			b = pair(b, "offloaded", "yes")
+		}
 	}
 	return append(b, '\n')
 }

@@ -33,12 +33,17 @@ type Verdict struct {
 	Action  Action
 	SetMark bool   // Mark replaces the packet's mark
 	Mark    uint32 // valid iff SetMark
+
+	// Repeat sends the packet through the same hook once more, with its new
+	// mark, for the ruleset there to carry Action out. It needs a ruleset that
+	// knows the mark; Action is what is counted.
+	Repeat bool
 }
 
 // A Handler judges packets.
 //
-// m and data are lent: valid until Handle returns. Handle is called by one
-// goroutine at a time, must not block, and is the only code between the
+// m and data are lent: valid until Handle returns, which may change m. Handle is
+// called by one goroutine at a time, must not block, and is the only code between the
 // receipt of a packet and its verdict.
 type Handler interface {
 	Handle(m *Meta, data []byte) Verdict

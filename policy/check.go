@@ -13,9 +13,10 @@ import (
 
 // Report is what Check found out about a policy that is well-formed.
 type Report struct {
-	Policy string   `json:"policy"`
-	Hash   string   `json:"sha256"`
-	Files  []string `json:"files"`
+	Policy   string   `json:"policy"`
+	Hash     string   `json:"sha256"`
+	Revision string   `json:"revision,omitempty"` // of a bundle's manifest
+	Files    []string `json:"files"`
 
 	Tests    []TestResult `json:"tests"`
 	Coverage float64      `json:"coverage_percent"` // lines that the tests ran; 0 without tests
@@ -49,12 +50,12 @@ func Check(ctx context.Context, src Source) (*Report, error) { return CheckConfi
 
 // Check is the function Check with these settings.
 //
-// The error, if any, is Errors as Load returns them. Tests that fail are not
-// an error here but in the report: see Failed.
+// The error, if any, is as Load returns it; a kept bundle is not looked at.
+// Tests that fail are not an error here but in the report: see Failed.
 func (cfg CheckConfig) Check(ctx context.Context, src Source) (*Report, error) {
-	files, errs := src.read()
-	if len(errs) > 0 {
-		return nil, errs.sorted()
+	files, err := src.files(ctx)
+	if err != nil {
+		return nil, err
 	}
 	p, errs := newProgram(ctx, src, files)
 	if len(errs) > 0 {
@@ -71,6 +72,7 @@ func (cfg CheckConfig) Check(ctx context.Context, src Source) (*Report, error) {
 	report := &Report{
 		Policy:    p.name,
 		Hash:      p.hash,
+		Revision:  revision(p.files),
 		Tests:     results,
 		Findings:  found,
 		Notes:     notes,
@@ -116,6 +118,9 @@ func (r *Report) WriteText(w io.Writer) error {
 	}
 	fmt.Fprintf(b, "%s: %s\n", r.Policy, r.summary())
 	fmt.Fprintf(b, "sha256:  %s\n", r.Hash)
+	if r.Revision != "" {
+		fmt.Fprintf(b, "bundle revision: %s\n", r.Revision)
+	}
 	fmt.Fprintf(b, "reads:   %s\n", list(r.Reads))
 	fmt.Fprintf(b, "of them may differ between packets of a flow: %s\n", list(r.PerPacket))
 	return b.Flush()

@@ -22,7 +22,7 @@ func data(files []file) (ast.Object, Errors) {
 	var errs Errors
 	for i := range files {
 		f := &files[i]
-		if f.isRego() {
+		if f.plain || f.isRego() || f.isManifest() {
 			continue
 		}
 		doc, err := decodeData(f)

@@ -32,6 +32,7 @@ func (p *program) findings(ctx context.Context, cfg CheckConfig) (found, notes E
 	for _, name := range sortedKeys(p.modules) {
 		found = append(found, p.testInputs(p.modules[name])...)
 	}
+	found = append(found, p.plainFindings()...)
 	analysed, notes, err := p.analyse(ctx, cfg.ProbeTime)
 	for _, e := range analysed {
 		// A value that a field never has is told once, by its own name.
@@ -52,13 +53,20 @@ func (p *program) analyse(ctx context.Context, limit time.Duration) (found, note
 	end := time.Now().Add(limit)
 	a := &analyst{p: p, run: run}
 	links := a.links()
-	found = neverMatch(links)
 	conflicts, notes := a.overlaps(links, end)
+	found = p.withoutPlain(neverMatch(links))
+	notes = p.withoutPlain(notes)
 	holes, complete := a.protocols(ctx, links, end)
 	if !complete {
 		notes = append(notes, fileError(p.name, "decisions are too slow to ask about every protocol", ""))
 	}
 	return append(append(found, conflicts...), holes...), notes, nil
+}
+
+// withoutPlain leaves out what is found in a rules file: plainFindings, and
+// verdictd rules check, know more about it.
+func (p *program) withoutPlain(found Errors) Errors {
+	return slices.DeleteFunc(found, func(e *Error) bool { return p.plain != nil && slices.Contains(p.plain.Files, e.File) })
 }
 
 // impossible finds comparisons of a field with constants that the field never

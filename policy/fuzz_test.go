@@ -1,8 +1,11 @@
 package policy_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
+	"io"
 	"testing"
 	"testing/fstest"
 
@@ -37,6 +40,39 @@ func FuzzLoad(f *testing.F) {
 		d := rules.Decision{Action: packet.Accept}
 		if err := p.Evaluate(facts(packet.ProtoTCP, "192.0.2.1:1", "192.0.2.2:2"), &d); err != nil && d.Action != packet.Drop {
 			t.Errorf("%v with error %v, want drop", d.Action, err)
+		}
+	})
+}
+
+// unzip returns the tar archive in a bundle.
+func unzip(t testing.TB, packed []byte) []byte {
+	t.Helper()
+	zr, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive, err := io.ReadAll(zr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return archive
+}
+
+// FuzzBundle loads bundles of any archive. A bundle is good, or refused by
+// Errors.
+func FuzzBundle(f *testing.F) {
+	f.Add(unzip(f, pack(f, list("r1"))))
+	f.Add(unzip(f, pack(f, contents{"rules.yaml": "default: accept\n"})))
+	f.Add(unzip(f, pack(f, contents{"p.rego": dropping, ".signatures.json": `{"signatures": ["a.b.c"]}`})))
+	f.Fuzz(func(t *testing.T, archive []byte) {
+		var b bytes.Buffer
+		zw := gzip.NewWriter(&b)
+		_, _ = zw.Write(archive) // to memory
+		must(t, zw.Close())
+		packed := b.Bytes()
+		_, err := policy.Load(context.Background(), policy.Source{Path: "b.tgz", FS: fstest.MapFS{"b.tgz": {Data: packed}}})
+		if _, ok := errors.AsType[policy.Errors](err); err != nil && !ok {
+			t.Errorf("got %T %v, want Errors", err, err)
 		}
 	})
 }

@@ -16,9 +16,15 @@ const DefaultBudget = 50 * time.Millisecond
 // Policy is a loaded policy. It is immutable but for its counters and safe for
 // concurrent use. It needs no closing.
 type Policy struct {
-	hash  string
-	reads rules.FieldSet
-	eval  evaluator
+	hash   string
+	reads  rules.FieldSet
+	eval   evaluator
+	origin Origin
+
+	program *program // what eval runs; a policy with other data is made of it
+
+	etag     string // of the bundle on the server
+	longPoll bool   // the server offers it
 
 	overruns, failures atomic.Uint64
 }
@@ -38,18 +44,27 @@ type Stats struct {
 // Load reads, checks and tests the policy at src. A policy whose own tests
 // fail is refused unless src says to skip them.
 //
-// The error is Errors, except where ctx ends the tests early.
+// A bundle of a server that is good is kept, if src says where. If the server
+// has no good bundle, the one that was kept is loaded, and Origin says so.
+//
+// The error is Errors, except where ctx ends the tests early, or a *ServerError
+// where a server cannot be asked.
 func Load(ctx context.Context, src Source) (*Policy, error) {
+	if src.isRemote() {
+		return loadRemote(ctx, src)
+	}
 	files, errs := src.read()
 	if len(errs) > 0 {
 		return nil, errs.sorted()
 	}
-	return load(ctx, src, files)
+	return load(ctx, src, files, nil)
 }
 
-// load makes a policy of files, which were read from src.
-func load(ctx context.Context, src Source, files []file) (*Policy, error) {
-	p, errs := newProgram(ctx, src, files)
+// load makes a policy of files, which were read from src. If only the data
+// differ from those of the policy old, which may be nil, old's rules serve
+// again.
+func load(ctx context.Context, src Source, files []file, old *Policy) (*Policy, error) {
+	p, errs := makeProgram(ctx, src, files, old)
 	if len(errs) > 0 {
 		return nil, errs
 	}
@@ -73,7 +88,7 @@ func newPolicy(ctx context.Context, p *program, budget time.Duration) (*Policy, 
 	if err != nil {
 		return nil, Errors{fileError(p.name, err.Error(), "")}
 	}
-	return &Policy{hash: p.hash, reads: p.reads, eval: eval}, nil
+	return &Policy{hash: p.hash, reads: p.reads, eval: eval, origin: Origin{Revision: revision(p.files)}, program: p}, nil
 }
 
 // Hash returns the SHA-256, in hex, of the names and contents of the policy's

@@ -119,7 +119,7 @@ func TestLoadBadFiles(t *testing.T) {
 		want string
 	}{
 		{"absent", func(_ *testing.T, dir string) string { return dir + "/none.rego" },
-			"DIR/none.rego: read policy: no such file or directory (give the path of a .rego file or of a directory that holds one)"},
+			"DIR/none.rego: read policy: no such file or directory (give the path of a .rego file, of a rules file, or of a directory that holds one)"},
 		{"data file", func(t *testing.T, dir string) string { return write(t, dir+"/lists.json", "{}") },
 			"DIR/lists.json: is a data file, not a policy (give the directory that holds it and the .rego file)"},
 		{"too large", func(t *testing.T, dir string) string {

@@ -24,10 +24,13 @@ type program struct {
 	schemas *ast.SchemaSet
 	data    ast.Object
 
+	plain   *rules.Ruleset         // nil if there is no rules file
 	modules map[string]*ast.Module // as parsed, by the name that messages use
 	live    map[string]*ast.Module // modules without tests: what packets are judged by
 
 	compiler *ast.Compiler // of live
+	all      *ast.Compiler // of modules
+	tests    *testCompiler // of modules, by the first run of the tests
 	reads    rules.FieldSet
 
 	hasDecision, hasVerdict bool // which of the two rules live defines
@@ -41,7 +44,7 @@ func newProgram(ctx context.Context, src Source, files []file) (*program, Errors
 	if err != nil {
 		return nil, Errors{fileError(src.String(), "input schema: "+err.Error(), "this is a fault of verdictd")}
 	}
-	p := &program{name: src.String(), hash: hash(files), files: files, fields: rules.Fields(), caps: caps, schemas: schemas}
+	p := &program{name: src.String(), hash: hash(files), files: files, fields: rules.Fields(), caps: caps, schemas: schemas, tests: &testCompiler{}}
 	for _, step := range []func(context.Context) Errors{p.parse, p.entries, p.compile} {
 		if errs := step(ctx); len(errs) > 0 {
 			return nil, errs.sorted()
@@ -78,6 +81,9 @@ func (p *program) parse(context.Context) Errors {
 	p.modules, p.live = map[string]*ast.Module{}, map[string]*ast.Module{}
 	for i := range p.files {
 		f := &p.files[i]
+		if f.rules != nil {
+			errs = append(errs, p.parsePlain(f)...)
+		}
 		if !f.isRego() {
 			continue
 		}
@@ -94,7 +100,7 @@ func (p *program) parse(context.Context) Errors {
 		}
 	}
 	if len(errs) == 0 && len(p.live) == 0 {
-		return Errors{fileError(p.name, "holds no policy", "put a .rego file with package verdictd there")}
+		return Errors{fileError(p.name, "holds no policy", "put a .rego file with package verdictd, or a rules.yaml, there")}
 	}
 	return errs
 }
@@ -151,7 +157,7 @@ func (p *program) entries(context.Context) Errors {
 		errs = append(errs, errorAt(first.Package.Location, "package verdictd defines neither decision nor verdict, so it would drop every packet",
 			`add a rule such as: verdict := "accept" if input.tcp.dst_port == 443`))
 	}
-	return errs
+	return append(errs, p.checkPlain()...)
 }
 
 func (p *program) moduleEntries(m *ast.Module) Errors {
@@ -173,21 +179,30 @@ func (p *program) moduleEntries(m *ast.Module) Errors {
 // compile type-checks all modules, strictly, and then compiles those that
 // packets are judged by.
 func (p *program) compile(ctx context.Context) Errors {
+	p.all = p.newCompiler().WithStrict(true)
+	if p.all.Compile(p.modules); p.all.Failed() {
+		return p.explainer().explain(p.name, p.all.Errors)
+	}
+	if errs := p.conflicts(ctx); len(errs) > 0 {
+		return errs
+	}
+	p.compiler = p.newCompiler()
+	if p.compiler.Compile(p.live); p.compiler.Failed() {
+		return p.explainer().explain(p.name, p.compiler.Errors)
+	}
+	return nil
+}
+
+// conflicts returns where a rule and the data would give the same document.
+func (p *program) conflicts(ctx context.Context) Errors {
 	store := p.store()
 	txn, err := store.NewTransaction(ctx)
 	if err != nil {
 		return Errors{fileError(p.name, "store data: "+err.Error(), "")}
 	}
 	defer store.Abort(ctx, txn)
-	conflicts := storage.NonEmpty(ctx, store, txn)
-
-	all := p.newCompiler().WithStrict(true).WithPathConflictsCheck(conflicts)
-	if all.Compile(p.modules); all.Failed() {
-		return p.explainer().explain(p.name, all.Errors)
-	}
-	p.compiler = p.newCompiler()
-	if p.compiler.Compile(p.live); p.compiler.Failed() {
-		return p.explainer().explain(p.name, p.compiler.Errors)
+	if errs := ast.CheckPathConflicts(p.all, storage.NonEmpty(ctx, store, txn)); len(errs) > 0 {
+		return p.explainer().explain(p.name, errs)
 	}
 	return nil
 }

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/verdictd/verdictd/rules"
 )
 
 // Limits of a policy's files, in bytes. They are far above what people write
@@ -33,16 +35,26 @@ var embedded embed.FS
 // Source says where a policy is and how it is to be run. The zero Source is
 // the built-in policy, which accepts and records every packet.
 type Source struct {
-	// Path is a Rego file of any name, or a directory. Of a directory, every
-	// file below it counts that ends in .rego, .json, .yaml or .yml; names
-	// that begin with a dot and symbolic links to directories are passed over.
+	// Path is a Rego file of any name, a rules file (.yaml or .yml, see
+	// rules.Ruleset), or a directory. Of a directory, every file below it
+	// counts that ends in .rego, .json, .yaml or .yml; names that begin with a
+	// dot and symbolic links to directories are passed over. Its rules.yaml (or
+	// rules.yml), if there is one, is a rules file; all other .yaml files that
+	// it does not include are data.
 	// Files that end in _test.rego take part in tests only. A data file is an
 	// object; its directory, not its name, says where below data it is found.
+	// A path that ends in .tar.gz or .tgz is an OPA bundle, and one that begins
+	// with http:// or https:// a bundle on a server; there, data files are
+	// those that OPA takes, data.json, data.yaml and data.yml, and a rules.yaml
+	// may be at the root.
 	// Empty means FS itself or, without FS, the built-in policy.
 	Path string
 
 	// FS holds Path. Nil is the operating system's file system.
 	FS fs.FS
+
+	// Bundle says how a bundle is verified, and had from a server.
+	Bundle Bundle
 
 	// Budget is the time that one decision may take. 0 is DefaultBudget.
 	Budget time.Duration
@@ -56,6 +68,9 @@ func (s Source) String() string {
 	if s.builtin() {
 		return "built-in policy"
 	}
+	if s.isRemote() {
+		return shownURL(s.Path)
+	}
 	return cmp.Or(s.Path, ".")
 }
 
@@ -66,9 +81,11 @@ type file struct {
 	name    string // relative to the policy's root, slash-separated
 	shown   string // as messages name it
 	content []byte
+	plain   bool           // a rules file
+	rules   *rules.Ruleset // what it and those it includes say; nil in those
 }
 
-func (f *file) isRego() bool { return !isData(f.name) }
+func (f *file) isRego() bool { return !f.plain && !f.isManifest() && !isData(f.name) }
 func (f *file) isTest() bool { return strings.HasSuffix(f.name, "_test.rego") }
 
 func isData(name string) bool {
@@ -79,8 +96,15 @@ func isData(name string) bool {
 	return false
 }
 
-// read returns the policy's files, sorted by name, or what is wrong with them.
+// read returns the policy's files, sorted by name, or what is wrong with them
+// and perhaps some of them.
 func (s Source) read() ([]file, Errors) {
+	if isBundle(s.Path) {
+		return s.readBundle()
+	}
+	if s.Bundle.Key != (BundleKey{}) {
+		return nil, Errors{fileError(s.String(), "is not a bundle, so it has no signature to verify", "give an OPA bundle (.tar.gz, or a URL), or leave bundle-key out")}
+	}
 	if s.builtin() {
 		s.FS, s.Path = embedded, "default.rego"
 	}
@@ -105,9 +129,12 @@ func (s Source) read() ([]file, Errors) {
 func readTree(fsys fs.FS, root, shown string) ([]file, Errors) {
 	info, err := fs.Stat(fsys, root)
 	if err != nil {
-		return nil, Errors{fileError(shown, "read policy: "+reason(err), "give the path of a .rego file or of a directory that holds one")}
+		return nil, Errors{fileError(shown, "read policy: "+reason(err), "give the path of a .rego file, of a rules file, or of a directory that holds one")}
 	}
 	if !info.IsDir() {
+		if isPlain(root) {
+			return readPlain(fsys, root, shown, nil)
+		}
 		if isData(root) {
 			return nil, Errors{fileError(shown, "is a data file, not a policy", "give the directory that holds it and the .rego file")}
 		}
@@ -160,7 +187,10 @@ func readDir(fsys fs.FS, root, shown string) ([]file, Errors) {
 	if len(errs) > 0 {
 		return nil, errs
 	}
-	return files, nil // WalkDir goes in lexical order
+	if main := plainOf(files); main != nil { // WalkDir goes in lexical order
+		return readPlain(fsys, path.Join(root, main.name), main.shown, files)
+	}
+	return files, nil
 }
 
 func isPolicyFile(name string) bool { return path.Ext(name) == ".rego" || isData(name) }

@@ -49,8 +49,9 @@ func (p *program) runTests(ctx context.Context) ([]TestResult, *cover.Cover, err
 		return nil, nil, nil
 	}
 	coverage := cover.New()
-	runner := p.newRunner().SetCoverageRuns(nil).SetCoverageQueryTracer(coverage)
-	all, err := p.run(ctx, runner)
+	all, err := p.tests.use(p, func(runner *tester.Runner) ([]*tester.Result, error) {
+		return p.run(ctx, runner.SetCoverageRuns(nil).SetCoverageQueryTracer(coverage))
+	})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -82,10 +83,14 @@ func (p *program) hasTests() bool {
 
 func (p *program) newRunner() *tester.Runner {
 	return tester.NewRunner().
-		SetCompiler(p.newCompiler().WithEnablePrintStatements(true)).
+		SetCompiler(p.newTestCompiler()).
 		SetStore(p.store()).
 		SetModules(p.modules).
 		SetTimeout(testTimeout)
+}
+
+func (p *program) newTestCompiler() *ast.Compiler {
+	return p.newCompiler().WithEnablePrintStatements(true)
 }
 
 // run runs the tests of runner and returns their results, sorted by place.

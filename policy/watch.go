@@ -29,6 +29,10 @@ type WatchConfig struct {
 	// made before Watch began is seen by it.
 	Hash string
 
+	// Current is the policy in use, or nil. If only its data change, its rules
+	// are not compiled again. It takes the place of Hash.
+	Current *Policy
+
 	// Reload asks for a reload whether or not the files have changed, as on
 	// SIGHUP. Nil never asks.
 	Reload <-chan struct{}
@@ -37,6 +41,11 @@ type WatchConfig struct {
 	// the old one stays in use. It is called from Watch's goroutine. Must not
 	// be nil.
 	OnChange func(*Policy, error)
+
+	// OnServer gets why the server of a bundle cannot be asked, and nil when it
+	// can again; not each time but when that changes. The policy stays. It is
+	// called as OnChange is. Nil is not called.
+	OnServer func(error)
 
 	// Settle is how long the files must rest before they are read. 0 is
 	// 100 ms.
@@ -52,13 +61,22 @@ type WatchConfig struct {
 // Kubernetes does with a ConfigMap. What counts is the content: a file that
 // was written without a change does nothing, and a bad policy is reported once.
 //
+// A bundle on a server is asked for now and then, as BundleServer says. A
+// bundle that is refused never takes the place of a good one.
+//
 // An error means that the kernel's watches cannot be had; it says which limit
-// to raise.
+// to raise. Or the settings of the server are wrong.
 func Watch(ctx context.Context, cfg WatchConfig) error {
 	if cfg.Settle <= 0 {
 		cfg.Settle = defaultSettle
 	}
-	w := watch{cfg: cfg, seen: cfg.Hash, dirs: map[string]bool{}}
+	w := watch{cfg: cfg, old: cfg.Current, seen: cfg.Hash, dirs: map[string]bool{}}
+	if w.old != nil {
+		w.seen = w.old.hash
+	}
+	if cfg.Source.isRemote() {
+		return watchServer(ctx, w)
+	}
 	if cfg.Source.builtin() || cfg.Source.FS != nil {
 		return w.run(ctx, nil, nil)
 	}
@@ -80,6 +98,7 @@ type watch struct {
 	cfg    WatchConfig
 	notify *fsnotify.Watcher // nil if there are no files to watch
 	dirs   map[string]bool   // directories that notify watches
+	old    *Policy           // in use; nil if there is none
 	seen   string            // hash of the content last loaded or refused, or the reason why it could not be read
 }
 
@@ -138,6 +157,12 @@ const unread = "unread: "
 // what was seen last and the caller does not insist.
 func (w *watch) look(ctx context.Context, insist bool) {
 	files, errs := w.cfg.Source.read()
+	w.see(ctx, files, errs, insist, func(*Policy) {})
+}
+
+// see hands on what files are, unless they are what was seen last and the
+// caller does not insist. It calls accept before with a policy that is good.
+func (w *watch) see(ctx context.Context, files []file, errs Errors, insist bool, accept func(*Policy)) {
 	now := unread + errs.Error()
 	if len(errs) == 0 {
 		now = hash(files)
@@ -150,9 +175,13 @@ func (w *watch) look(ctx context.Context, insist bool) {
 		w.cfg.OnChange(nil, errs.sorted())
 		return
 	}
-	p, err := load(ctx, w.cfg.Source, files)
+	p, err := load(ctx, w.cfg.Source, files, w.old)
 	if ctx.Err() != nil {
 		return // cut short: says nothing about the policy
+	}
+	if err == nil {
+		accept(p)
+		w.old = p
 	}
 	w.cfg.OnChange(p, err)
 }
@@ -160,7 +189,7 @@ func (w *watch) look(ctx context.Context, insist bool) {
 // follow makes notify watch the directories that the policy's files are in
 // now, and no others.
 func (w *watch) follow() error {
-	want := watchDirs(w.cfg.Source.Path)
+	want := w.cfg.Source.watchDirs()
 	for _, dir := range want {
 		// Adding a directory anew is harmless, and needed where another one has
 		// taken its name.

@@ -119,12 +119,12 @@ type Seen struct {
 	Value string `json:"value"` // as Rego writes it; "undefined", "absent", "unknown"
 }
 
-// NewExplainer reads and checks the policy at src. Its tests are not run. The
-// error is Errors.
+// NewExplainer reads and checks the policy at src. Its tests are not run, and
+// a kept bundle is not looked at. The error is as Load returns it.
 func NewExplainer(ctx context.Context, src Source) (*Explainer, error) {
-	files, errs := src.read()
-	if len(errs) > 0 {
-		return nil, errs.sorted()
+	files, err := src.files(ctx)
+	if err != nil {
+		return nil, err
 	}
 	p, errs := newProgram(ctx, src, files)
 	if len(errs) > 0 {

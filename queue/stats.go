@@ -104,3 +104,9 @@ func (q *Queue) Stats() Stats {
 		SendRetries:  s.SendRetries,
 	}
 }
+
+// MaxLen returns how many packets may wait for a verdict.
+func (q *Queue) MaxLen() uint32 { return q.cfg.MaxLen }
+
+// FailOpen returns Config.FailOpen.
+func (q *Queue) FailOpen() bool { return q.cfg.FailOpen }

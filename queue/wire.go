@@ -143,7 +143,7 @@ func appendVerdict(w *nfnl.Writer, queue uint16, id uint32, v packet.Verdict) {
 		PortID: uint32(v.Action),
 	}
 	w.Begin(h, syscall.AF_UNSPEC, queue)
-	w.Uint32s(attrVerdictHdr, kernelVerdict(v.Action), id)
+	w.Uint32s(attrVerdictHdr, kernelVerdict(v), id)
 	if v.SetMark {
 		w.Uint32(attrMark, v.Mark)
 	}
@@ -151,9 +151,12 @@ func appendVerdict(w *nfnl.Writer, queue uint16, id uint32, v packet.Verdict) {
 }
 
 // kernelVerdict returns what the kernel is told. A rejected packet is dropped
-// here; telling its sender is not the queue's.
-func kernelVerdict(a packet.Action) uint32 {
-	if a == packet.Accept {
+// here unless the ruleset is to reject it: telling its sender is not the queue's.
+func kernelVerdict(v packet.Verdict) uint32 {
+	switch {
+	case v.Repeat:
+		return nfqueue.NfRepeat
+	case v.Action == packet.Accept:
 		return nfqueue.NfAccept
 	}
 	return nfqueue.NfDrop

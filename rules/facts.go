@@ -2,6 +2,7 @@ package rules
 
 import (
 	"net/netip"
+	"strings"
 
 	"github.com/verdictd/verdictd/packet"
 )
@@ -51,6 +52,31 @@ const (
 	PerPacket
 )
 
+// Final returns whether the field has the same value in all packets of one
+// direction of a flow of IP protocol proto. A decision that read no other fields
+// holds for the whole flow. The fields of another transport protocol are absent
+// for good. hasOwner says that the sending socket is known. Its fields count for
+// TCP only: with other protocols another socket can take over the ports without
+// a packet that shows it.
+func (f *Field) Final(proto uint8, hasOwner bool) bool {
+	switch f.Scope {
+	case PerFlow:
+		return true
+	case PerSocket:
+		return hasOwner && proto == packet.ProtoTCP
+	}
+	group, _, _ := strings.Cut(f.Path, ".")
+	switch group {
+	case "tcp":
+		return proto != packet.ProtoTCP
+	case "udp":
+		return proto != packet.ProtoUDP
+	case "icmp":
+		return proto != packet.ProtoICMP && proto != packet.ProtoICMPv6
+	}
+	return false
+}
+
 // Field is one leaf of the input document.
 type Field struct {
 	Path  string // dotted, below input: "ip.src"
@@ -83,3 +109,6 @@ func (s *FieldSet) Has(i int) bool { return s[i>>6]&(1<<(i&63)) != 0 }
 
 // Union puts all of t into the set.
 func (s *FieldSet) Union(t FieldSet) { s[0] |= t[0]; s[1] |= t[1] }
+
+// Intersects returns whether a field is in both sets.
+func (s FieldSet) Intersects(t FieldSet) bool { return s[0]&t[0]|s[1]&t[1] != 0 }

@@ -12,9 +12,9 @@ import (
 	"github.com/verdictd/verdictd/rules"
 )
 
-// show returns the fields of an input document that are present, and those
+// showInput returns the fields of an input document that are present, and those
 // that are unknown, as path=value and path=?.
-func show(in *rules.Input) []string {
+func showInput(in *rules.Input) []string {
 	var all []string
 	var v rules.Value
 	unknown := in.Unknown()
@@ -37,7 +37,7 @@ func TestParseInput(t *testing.T) {
 	}
 	want := []string{"ip.src=fd00::1", "ip.protocol=tcp", "tcp.dst_port=443", "tcp.flags.syn=true", "tcp.flags.ack=false",
 		"hook=output", "interface.in=ä", "uid=4294967295"}
-	if diff := cmp.Diff(want, show(in)); diff != "" {
+	if diff := cmp.Diff(want, showInput(in)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -94,13 +94,13 @@ func FuzzParseInput(f *testing.F) {
 			return
 		}
 		again := rules.NewInput()
-		for _, field := range show(in) {
+		for _, field := range showInput(in) {
 			path, value, _ := strings.Cut(field, "=")
 			if err := again.Set(path, value); err != nil {
 				t.Error(err)
 			}
 		}
-		if diff := cmp.Diff(show(in), show(again)); diff != "" {
+		if diff := cmp.Diff(showInput(in), showInput(again)); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -131,7 +131,7 @@ func TestParseFlow(t *testing.T) {
 				t.Fatal(err)
 			}
 			var known []string
-			for _, field := range show(in) {
+			for _, field := range showInput(in) {
 				path, value, _ := strings.Cut(field, "=")
 				if value != "?" {
 					known = append(known, field)

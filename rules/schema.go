@@ -25,6 +25,9 @@ type schema struct {
 	Required    []string           `json:"required,omitempty"`
 	Additional  *bool              `json:"additionalProperties,omitempty"`
 	Properties  map[string]*schema `json:"properties,omitempty"`
+	Patterns    map[string]*schema `json:"patternProperties,omitempty"`
+	Items       *schema            `json:"items,omitempty"`
+	MinItems    int                `json:"minItems,omitempty"`
 }
 
 // Schema returns the JSON Schema (draft 2020-12) of the input document: what

@@ -25,6 +25,7 @@ func TestSchemaGolden(t *testing.T) {
 	}{
 		{"input.schema.json", rules.Schema},
 		{"decision.schema.json", rules.DecisionSchema},
+		{"rules.schema.json", rules.PlainSchema},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

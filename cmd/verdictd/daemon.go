@@ -39,6 +39,8 @@ type daemon struct {
 	workers    []*engine.Worker
 	nflog      *logsink.NFLogReader
 	ruleset    *hook.Ruleset
+	marks      *offload
+	observer   observer
 
 	outputs []logsink.Output // in place of those that the settings name
 	ready   func()           // called once packets are judged
@@ -48,12 +50,12 @@ type daemon struct {
 func (d *daemon) run(ctx context.Context) error {
 	loaded, err := policy.Load(ctx, d.source())
 	if err != nil {
-		return badInput(err)
+		return policyError(err)
 	}
 	d.policy = loaded
 	// From here on, what was opened is closed again.
 	defer d.close()
-	if err := d.open(); err != nil {
+	if err := d.open(ctx); err != nil {
 		return err
 	}
 
@@ -63,6 +65,7 @@ func (d *daemon) run(ctx context.Context) error {
 	var auditErr error
 	audit.Go(func() { auditErr = d.audit.Run(auditCtx) })
 	err = d.judge(ctx)
+	d.recordStats()
 	d.audit.Admin("stop", "verdictd stopped")
 	endAudit()
 	audit.Wait()
@@ -71,12 +74,12 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) source() policy.Source {
-	return policy.Source{Path: d.Policy, Budget: d.budget}
+	return policy.Source{Path: d.Policy, Budget: d.budget, Bundle: d.bundle}
 }
 
 // open opens everything that needs rights or can be in use by others, but for
 // the rules.
-func (d *daemon) open() error {
+func (d *daemon) open(ctx context.Context) error {
 	var err error
 	if d.links, err = links.Open(d.netns); err != nil {
 		return err
@@ -85,7 +88,6 @@ func (d *daemon) open() error {
 		Flows: d.Flows, Workers: len(d.Queues), InterfaceName: d.links.Name,
 		Now: func() int64 { return time.Now().UnixNano() },
 	})
-	d.publish(d.policy)
 	for _, num := range d.Queues {
 		q, err := queue.Open(queue.Config{
 			Num: num, MaxLen: uint32(d.QueueLength), CopyRange: uint32(d.CopyRange), FailOpen: d.failOpen, NetNS: d.netns,
@@ -96,7 +98,16 @@ func (d *daemon) open() error {
 		}
 		d.queues = append(d.queues, q)
 	}
-	if err := d.openAudit(); err != nil || len(d.NFLogGroups) == 0 {
+	if d.marks, err = d.newOffload(); err != nil {
+		return err
+	}
+	if err := d.publish(ctx, d.policy); err != nil {
+		return err
+	}
+	if err := d.openAudit(); err != nil {
+		return err
+	}
+	if err := d.openObserver(); err != nil || len(d.NFLogGroups) == 0 {
 		return err
 	}
 	d.nflog, err = logsink.OpenNFLog(logsink.NFLogConfig{
@@ -135,6 +146,7 @@ func (d *daemon) openAudit() error {
 
 // close frees what open opened and puts the rules out if they are still in.
 func (d *daemon) close() {
+	d.closeObserver()
 	if d.ruleset != nil {
 		if err := d.ruleset.Close(); err != nil {
 			d.log.Error("rules not removed", "error", err)
@@ -170,13 +182,15 @@ func (d *daemon) judge(ctx context.Context) error {
 		tasks.Go(func() error { return d.nflog.Run(serve) })
 	}
 	tasks.Go(func() error { return d.links.Run(serve, d.netns, d.engine.Refresh) })
-	reload := make(chan struct{}, 1)
 	tasks.Go(func() error {
 		return policy.Watch(serve, policy.WatchConfig{
-			Source: d.source(), Hash: d.policy.Hash(), Reload: reload, OnChange: d.changePolicy,
+			Source: d.source(), Current: d.policy, Reload: d.observer.reload.ask,
+			OnChange: func(p *policy.Policy, err error) { d.changePolicy(serve, p, err) },
+			OnServer: d.bundleServer,
 		})
 	})
-	tasks.Go(func() error { return d.followHangups(serve, reload) })
+	tasks.Go(func() error { return d.followHangups(serve) })
+	tasks.Go(func() error { return d.observe(serve) })
 	tasks.Go(func() error {
 		defer endServe()
 		if err := d.announce(); err != nil {
@@ -209,9 +223,11 @@ func (d *daemon) keepRules(ctx context.Context) error {
 		}
 		d.log.Error("rules changed, putting them in again", "reason", err)
 		d.audit.Admin("rules_changed", err.Error())
-		if _, err := hook.Install(*d.settings.ruleset); err != nil {
+		if err := d.ruleset.Restore(); err != nil {
 			d.log.Error("rules not put in", "error", err) // and tried again
+			continue
 		}
+		d.observer.book.SetRules(d.queued) // their counters begin again
 	}
 }
 
@@ -221,15 +237,20 @@ const rulesEvery = 2 * time.Second
 // announce puts the rules in and says that packets are judged now.
 func (d *daemon) announce() error {
 	if d.settings.ruleset != nil {
-		r, err := hook.Install(*d.settings.ruleset)
+		r, err := d.marks.install(*d.settings.ruleset)
 		if err != nil {
 			return err
 		}
 		d.ruleset = r
+		d.observer.book.SetRules(d.queued)
+		if d.offloads {
+			d.observer.follow(r)
+		}
 	}
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
 	d.log.Info("ready", "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
+	d.tellOrigin(d.policy)
 	notifySystemd("READY=1")
 	if d.ready != nil {
 		d.ready()
@@ -245,7 +266,7 @@ func (d *daemon) hookText() string {
 }
 
 // followHangups reloads the policy and reopens the log files at each SIGHUP.
-func (d *daemon) followHangups(ctx context.Context, reload chan<- struct{}) error {
+func (d *daemon) followHangups(ctx context.Context) error {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
 	defer signal.Stop(hangups)
@@ -255,30 +276,41 @@ func (d *daemon) followHangups(ctx context.Context, reload chan<- struct{}) erro
 			return nil
 		case <-hangups:
 			d.audit.Reopen()
-			select {
-			case reload <- struct{}{}:
-			default: // one is under way and will read the same files
-			}
+			d.observer.reload.request(ctx, nil)
 		}
 	}
 }
 
 // changePolicy takes a new policy into use, or says why it was refused.
-func (d *daemon) changePolicy(p *policy.Policy, err error) {
+func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) {
 	if err != nil {
 		d.log.Error("policy refused, the old one stays", "error", err, "generation", d.generation)
 		d.audit.Admin("policy_refused", err.Error())
+		d.reloaded(policyErrors(err))
 		return
 	}
-	d.publish(p)
-	d.log.Info("policy loaded", "generation", d.generation, "sha256", p.Hash()[:12])
-	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, sha256 %s", d.generation, p.Hash()))
+	if err := d.publish(ctx, p); err != nil {
+		d.log.Error("policy loaded, but flows that the former one accepted may still pass", "error", err)
+		d.reloaded(policyErrors(err))
+		return
+	}
+	line := d.log.With("generation", d.generation, "sha256", p.Hash()[:12])
+	if r := p.Origin().Revision; r != "" {
+		line = line.With("revision", r)
+	}
+	line.Info("policy loaded")
+	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, %s", d.generation, describe(p)))
+	d.tellOrigin(p)
+	d.reloaded(nil)
 }
 
-func (d *daemon) publish(p *policy.Policy) {
+// publish makes p what packets are judged by. When it returns, no decision by an
+// earlier policy counts any more.
+func (d *daemon) publish(ctx context.Context, p *policy.Policy) error {
 	d.generation++
-	d.engine.Publish(engine.Snapshot{
-		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen,
+	d.observer.inUse(p)
+	return d.marks.publish(ctx, engine.Snapshot{
+		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen, ResetDenied: d.ResetDenied,
 	})
 }
 
@@ -287,31 +319,31 @@ func (d *daemon) publish(p *policy.Policy) {
 // lost when they are closed.
 func (d *daemon) report() {
 	s := d.engine.Stats()
-	kernel, err := queue.ReadKernel(d.netns, d.Queues...)
+	l, err := d.observer.book.Read()
 	if err != nil {
-		d.log.Error("packets that a full queue dropped are not known", "error", err)
+		d.log.Error("losses are not known", "error", err)
 	}
-	var full, unread, buffer, flushed, unsent, unjudged uint64
-	for _, k := range kernel {
-		full, unread = full+uint64(k.QueueDropped), unread+uint64(k.Depth)
-	}
-	for _, q := range d.queues {
-		st := q.Stats()
-		buffer, flushed, unsent = buffer+st.Gaps, flushed+st.HookFlush, unsent+st.Unsent
-	}
-	if d.failOpen {
-		buffer, unjudged = 0, buffer // the kernel accepted them
-	}
+	lost, unjudged := &l.Total.Lost, &l.Total.Unjudged
 	line := d.log.With("packets", s.Packets, "accepted", s.Accepted, "dropped", s.Dropped+s.Rejected,
 		"would_drop", s.WouldDrop, "malformed", s.Malformed, "policy_errors", s.PolicyErrors)
-	if unjudged > 0 {
-		line = line.With("unjudged", unjudged)
+	if unjudged.Sum() > 0 {
+		line = line.With("unjudged", unjudged.Sum())
 	}
-	lost := full + unread + buffer + flushed + unsent
-	if lost > 0 {
-		line = line.With("queue_full", full, "unread", unread, "buffer_full", buffer, "hook_flush", flushed, "unsent", unsent)
+	total := lost.Sum() + l.Total.Waiting
+	if total > 0 {
+		line = line.With("queue_full", lost.QueueFull, "unread", l.Total.Waiting, "receive_buffer", lost.ReceiveBuffer,
+			"hook_flush", lost.HookFlush, "unsent", lost.Unsent)
 	}
-	line.Info("stopped", "lost", lost)
+	if s.Offloaded > 0 {
+		line = line.With("offloaded_flows", s.Offloaded)
+	}
+	if s.Returned > 0 { // no rule knew their mark
+		line = line.With("returned", s.Returned)
+	}
+	if l.Settled && l.Total.Unexplained != 0 {
+		line = line.With("unexplained", l.Total.Unexplained)
+	}
+	line.Info("stopped", "lost", total)
 }
 
 // notifySystemd tells the service manager about the daemon's state if it was

@@ -44,7 +44,7 @@ Needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN).`,
 			return runDemo(ctx, e, policyPath)
 		},
 	}
-	cmd.Flags().Var(&policyFlag{path: &policyPath}, "policy", "Rego `FILE` or directory to judge by instead")
+	cmd.Flags().Var(&policyFlag{path: &policyPath}, "policy", "Rego or rules `FILE`, or directory to judge by instead")
 	return cmd
 }
 
@@ -116,7 +116,7 @@ func runDemo(ctx context.Context, e env, policyPath string) error {
 	}
 
 	log := &demoLog{records: make(chan demoRecord, 256)}
-	s, err := newSettings(config.Config{Policy: policyPath, Hook: "output,input"})
+	s, err := newSettings(config.Config{Policy: policyPath, Hook: "output,input", Control: noControl})
 	if err != nil {
 		return badInput(err)
 	}

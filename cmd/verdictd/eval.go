@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/verdictd/verdictd/config"
 	"github.com/verdictd/verdictd/policy"
 	"github.com/verdictd/verdictd/rules"
 )
@@ -18,7 +19,8 @@ import (
 const maxInput = 64 << 20
 
 func newEvalCommand(e env) *cobra.Command {
-	var path, input string
+	var from policyFlags
+	var input string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "eval",
@@ -41,9 +43,9 @@ is at fault.`,
 			if input == "" {
 				return usageError(cmd, errors.New("no input document: name one with --input, - for standard input"))
 			}
-			x, err := policy.NewExplainer(cmd.Context(), policy.Source{Path: path})
+			x, err := from.explainer(cmd)
 			if err != nil {
-				return badInput(err)
+				return err
 			}
 			name, text, err := readInput(e, input)
 			if err != nil {
@@ -64,21 +66,34 @@ is at fault.`,
 		},
 	}
 	flags := cmd.Flags()
-	addPolicyFlag(cmd, &path)
+	from.bind(cmd)
 	flags.StringVar(&input, "input", "", "`FILE` with the input document, - for standard input")
 	flags.BoolVar(&asJSON, "json", false, "print the decision as JSON")
 	return cmd
 }
 
-// addPolicyFlag adds --policy to a command that cannot do without.
-func addPolicyFlag(cmd *cobra.Command, path *string) {
-	cmd.Flags().Var(&policyFlag{path: path}, "policy", "policy `FILE` or directory")
-	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if *path == "" {
-			return usageError(cmd, errors.New("no policy: name it with --policy"))
-		}
-		return nil
+// policyFlags are the flags of a command that cannot do without a policy.
+type policyFlags struct {
+	path   string
+	bundle config.Bundle
+}
+
+func (f *policyFlags) bind(cmd *cobra.Command) {
+	cmd.Flags().Var(&policyFlag{path: &f.path}, "policy", "Rego or rules `FILE`, directory, OPA bundle (.tar.gz) or its URL")
+	bindBundleFlags(cmd.Flags(), &f.bundle)
+}
+
+// explainer loads the policy.
+func (f *policyFlags) explainer(cmd *cobra.Command) (*policy.Explainer, error) {
+	if f.path == "" {
+		return nil, usageError(cmd, errors.New("no policy: name it with --policy"))
 	}
+	bundle, err := newBundle(&f.bundle, f.path)
+	if err != nil {
+		return nil, badInput(err)
+	}
+	x, err := policy.NewExplainer(cmd.Context(), policy.Source{Path: f.path, Bundle: bundle})
+	return x, policyError(err)
 }
 
 func printOutcome(e env, d *policy.Outcomes, asJSON bool) error {

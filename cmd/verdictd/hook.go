@@ -18,6 +18,8 @@ type hookFlags struct {
 	fail     string
 	loopback bool
 	strictND bool
+	offload  bool
+	mask     string
 }
 
 func newHookCommand(e env) *cobra.Command {
@@ -41,6 +43,8 @@ No other table is touched.`,
 	flags.StringVar(&f.fail, "fail", "closed", "open or closed: what happens to packets while no verdictd runs")
 	flags.BoolVar(&f.loopback, "loopback", false, "send packets over the loopback interface to the queue too")
 	flags.BoolVar(&f.strictND, "strict-neighbour", false, "send IPv6 neighbour discovery to the queue too")
+	flags.BoolVar(&f.offload, "offload", false, "add the rules that carry out rejects and let decided flows pass by the queue, for: verdictd run --offload on")
+	flags.StringVar(&f.mask, "offload-mask", "", fmt.Sprintf("`BITS` of packet and connection marks that are verdictd's (default %#x)", uint32(hook.DefaultMask)))
 	cmd.AddCommand(
 		&cobra.Command{
 			Use: "show", Args: noArgs,
@@ -111,8 +115,22 @@ func (f *hookFlags) config() (hook.Config, error) {
 		return hook.Config{}, settingErrorf("fail", "want open or closed, got %q", f.fail)
 	}
 	c, err := rulesetOf(f.hooks, f.queues)
+	if err != nil {
+		return c, err
+	}
 	c.Bypass, c.Loopback, c.StrictNeighbour = bypass, f.loopback, f.strictND
-	return c, err
+	mask, err := parseMask(f.mask)
+	if err != nil {
+		return c, settingErrorf("offload-mask", "%w", err)
+	}
+	if !f.offload {
+		return c, nil
+	}
+	c.Mask, c.Offload = mask, true
+	if err := c.CanOffload(); err != nil {
+		return c, settingErrorf("offload", "%w", err)
+	}
+	return c, nil
 }
 
 // rulesetOf describes a ruleset that spreads the packets of hooks over queues.

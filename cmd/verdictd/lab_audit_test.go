@@ -191,7 +191,7 @@ func TestLabDemo(t *testing.T) {
 		"clock output udp [fd99::2]:123 accept ntp answered",
 		"ping output icmp 10.99.0.2 accept icmp answered",
 		"ping, IPv6 output icmp fd99::2 accept icmp answered",
-		"telnet output tcp 10.99.0.2:23 reject clear-text silent telnet sends passwords in clear text",
+		"telnet output tcp 10.99.0.2:23 reject clear-text refused telnet sends passwords in clear text",
 		"some other port output tcp 10.99.0.2:8081 drop default silent no rule accepts it",
 		"the same, IPv6 output tcp [fd99::2]:8081 drop default silent no rule accepts it",
 		"some other datagram output udp 10.99.0.2:9999 drop default silent no rule accepts it",

@@ -81,7 +81,7 @@ func TestLabReloadUnderTraffic(t *testing.T) {
 	setup(t)
 	const reloads, rate, sources = 24, 1500, 8
 	net := labtest.Pair(t)
-	d := startDaemon(t, net.Client, acceptAll, "--hook", "output")
+	d := startDaemon(t, net.Client, acceptAll, "--hook", "output", "--offload", "off")
 	got := sink(t, net.Server, sinkPort)
 	numbers := &numberLog{}
 	capture(t, net.Server, numbers.note)

@@ -112,7 +112,8 @@ type record struct {
 	DstPort uint16     `json:"dest_port"`
 	Proto   string     `json:"proto"`
 	Verdict struct {
-		Action string `json:"action"`
+		Action string   `json:"action"`
+		Reject []string `json:"reject"`
 	} `json:"verdict"`
 	Drop struct {
 		Reason string `json:"reason"`
@@ -123,7 +124,8 @@ type record struct {
 		ToClient uint64 `json:"pkts_toclient"`
 		Action   string `json:"action"`
 	} `json:"flow"`
-	Own struct {
+	Stats map[string]uint64 `json:"stats"`
+	Own   struct {
 		Queue  uint16  `json:"queue"`
 		Hook   string  `json:"hook"`
 		Status string  `json:"status"`
@@ -140,12 +142,14 @@ type record struct {
 			Generation uint64 `json:"generation"`
 			SHA256     string `json:"sha256"`
 		} `json:"policy"`
-		Group   uint16 `json:"group"`
-		Prefix  string `json:"prefix"`
-		Lost    uint64 `json:"lost"`
-		Repeat  uint64 `json:"repeat"`
-		Admin   string `json:"admin"`
-		Message string `json:"message"`
+		Group     uint16 `json:"group"`
+		Prefix    string `json:"prefix"`
+		Lost      uint64 `json:"lost"`
+		LostTotal uint64 `json:"lost_total"`
+		Origin    string `json:"origin"`
+		Repeat    uint64 `json:"repeat"`
+		Admin     string `json:"admin"`
+		Message   string `json:"message"`
 	} `json:"verdictd"`
 }
 

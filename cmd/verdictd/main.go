@@ -87,15 +87,17 @@ func newRoot(e env) *cobra.Command {
 		Use:   "verdictd",
 		Short: "Judge packets from the kernel's queue by a Rego policy",
 		Long: `verdictd judges packets that the kernel hands to userspace (-j NFQUEUE, -j QUEUE)
-by a policy written in Rego, answers ACCEPT or DROP, and writes an audit log of
-every decision. The same policy can be checked, tested and replayed on packet
-captures without root.
+by a policy written in Rego or as plain rules, answers ACCEPT or DROP, and
+writes an audit log of every decision. The same policy can be checked, tested
+and replayed on packet captures without root.
 
   verdictd demo                                 see it work in two throw-away namespaces
   verdictd check policy.rego                    is the policy right?
+  verdictd rules explain rules.yaml             what do these plain rules do?
   verdictd replay traffic.pcap --policy policy.rego
   sudo verdictd run --hook output               record what this host sends, block nothing
   sudo verdictd run --hook output,input --policy policy.rego
+  sudo verdictd status                          where did every packet go?
 
 Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 2 what was given is at fault (flag, configuration, policy, capture).`,
@@ -108,8 +110,8 @@ Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, flagError(err)) })
 	root.SetHelpCommand(newHelpCommand())
 	root.AddCommand(
-		newRunCommand(e), newReplayCommand(e), newCheckCommand(e), newSchemaCommand(e),
-		newEvalCommand(e), newWhyCommand(e),
+		newRunCommand(e), newStatusCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
+		newSchemaCommand(e), newRulesCommand(e), newEvalCommand(e), newWhyCommand(e),
 		newHookCommand(e), newDemoCommand(e), newManCommand(e),
 	)
 	strictCompletion(root)

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/verdictd/verdictd/config"
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/policy"
@@ -21,6 +22,7 @@ import (
 
 type replayFlags struct {
 	policy, mode, fail string
+	bundle             config.Bundle
 	hook, iface        string
 	local              []string
 	json, absolute     bool
@@ -52,7 +54,8 @@ to the cut.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, e, args) },
 	}
 	flags := cmd.Flags()
-	flags.Var(&policyFlag{path: &f.policy}, "policy", "Rego `FILE` or directory; default: accept everything")
+	flags.Var(&policyFlag{path: &f.policy}, "policy", "Rego or rules `FILE`, directory, OPA bundle (.tar.gz) or its URL; default: accept everything")
+	bindBundleFlags(flags, &f.bundle)
 	flags.StringVar(&f.mode, "mode", "enforce", "enforce, or monitor: accept everything and say what would be dropped")
 	flags.StringVar(&f.fail, "fail", "", "open or closed: what happens to packets that cannot be judged (default closed; open in monitor mode)")
 	flags.StringVar(&f.hook, "hook", "", "judge every packet at this `HOOK`: prerouting, input, forward, output, postrouting")
@@ -70,9 +73,13 @@ func (f *replayFlags) run(cmd *cobra.Command, e env, captures []string) error {
 	if err != nil {
 		return badInput(err)
 	}
-	loaded, err := policy.Load(cmd.Context(), policy.Source{Path: f.policy})
+	bundle, err := newBundle(&f.bundle, f.policy)
 	if err != nil {
 		return badInput(err)
+	}
+	loaded, err := policy.Load(cmd.Context(), policy.Source{Path: f.policy, Bundle: bundle})
+	if err != nil {
+		return policyError(err)
 	}
 	snapshot.Policy, snapshot.Hash, snapshot.Generation = loaded, loaded.Hash(), 1
 

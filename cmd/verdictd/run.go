@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os/signal"
 	"strings"
 	"time"
@@ -15,15 +17,10 @@ import (
 	"github.com/verdictd/verdictd/config"
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/hook"
+	"github.com/verdictd/verdictd/policy"
 )
 
-func newRunCommand(e env) *cobra.Command {
-	var file string
-	var given config.Config
-	cmd := &cobra.Command{
-		Use:   "run",
-		Short: "Judge live packets until told to stop",
-		Long: `run binds one or more netfilter queues and judges every packet that the kernel
+const runText = `run binds one or more netfilter queues and judges every packet that the kernel
 puts into them. Which packets that are, you say with --hook: verdictd then
 installs its own nf_tables table and removes it at the end. Or keep your own
 rules, with -j NFQUEUE --queue-num/--queue-balance or -j QUEUE (queue 0);
@@ -33,19 +30,30 @@ Without --policy everything is accepted and recorded. With a policy, packets it
 does not accept are dropped; --mode monitor accepts them and records what would
 have been dropped.
 
-SIGHUP loads the policy again and reopens the log file; a changed policy file
-is loaded at once. A policy with an error, or whose own tests fail, is refused
-and the old one stays. SIGINT and SIGTERM stop verdictd: it takes its rules out,
-judges what is still queued and exits.
+SIGHUP, or verdictd reload, loads the policy again and reopens the log file; a
+changed policy file is loaded at once. A policy with an error, or whose own
+tests fail, is refused and the old one stays. The same holds for a bundle on a
+server, which is asked for again and again; the last good one is kept in a file,
+and used if the server cannot be reached when verdictd starts. SIGINT and SIGTERM
+stop verdictd: it takes its rules out, judges what is still queued and exits.
 
 Packets that cannot be judged (malformed, or the policy fails) are dropped with
 --fail closed and pass with --fail open; the same holds, with --hook, for packets
 while no verdictd runs.
 
-Needs CAP_NET_ADMIN.`,
+Needs CAP_NET_ADMIN.`
+
+func newRunCommand(e env) *cobra.Command {
+	var file string
+	var given config.Config
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Judge live packets until told to stop",
+		Long:  runText,
 		Example: "  sudo verdictd run --hook output\n" +
 			"  sudo verdictd run --hook output,input --policy policy.rego --log /var/log/verdictd/eve.json\n" +
-			"  sudo verdictd run --queue 0-3 --policy policy/ --nflog-group 5",
+			"  sudo verdictd run --queue 0-3 --policy policy/ --nflog-group 5\n" +
+			"  sudo verdictd run --hook input --policy https://policies.example.net/edge.tar.gz --bundle-key edge.pem --bundle-alg ES256",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := mergeConfig(file, cmd.Flags())
@@ -61,6 +69,9 @@ Needs CAP_NET_ADMIN.`,
 				return badInput(inFile(err, file, cmd.Flags()))
 			}
 			if printOnly {
+				if c.Offload != "on" { // then a run with these rules does without marks
+					s.ruleset.Mask, s.ruleset.Offload = 0, false
+				}
 				return hook.PrintIptables(*s.ruleset, e.stdout)
 			}
 			// A log that nobody reads any more is counted as lost. To die of it
@@ -80,17 +91,25 @@ Needs CAP_NET_ADMIN.`,
 // bindFlags defines a flag for each setting; its default is what c holds.
 func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.Var(&c.Queues, "queue", "queues to bind: 0, 0-3 or 0-3,8 (default 0)")
-	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego `FILE` or directory (default: accept and record everything)")
+	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego or rules `FILE`, directory, OPA bundle (.tar.gz) or its URL (default: accept and record everything)")
 	flags.StringVar(&c.Mode, "mode", c.Mode, "enforce or monitor (default: enforce if there is a policy)")
 	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
 	flags.BoolVar(&c.Loopback, "loopback", c.Loopback, "with --hook: judge packets over the loopback interface too")
 	flags.BoolVar(&c.StrictND, "strict-neighbour", c.StrictND, "with --hook: judge IPv6 neighbour discovery too")
+	flags.StringVar(&c.Offload, "offload", c.Offload, "on or off: let flows that are decided for good pass by the queue (default: on with --hook)")
+	flags.StringVar(&c.OffloadMask, "offload-mask", c.OffloadMask, fmt.Sprintf("`BITS` of packet and connection marks that are verdictd's, 0 for none (default %#x)", uint32(hook.DefaultMask)))
+	flags.BoolVar(&c.ResetDenied, "reset-denied", c.ResetDenied, "end TCP connections that a new policy denies by resets instead of dropping their packets")
 	flags.Var(&c.NFLogGroups, "nflog-group", "NFLOG groups to read into the audit log: 5 or 1-3,5")
 	flags.IntVar(&c.Flows, "flows", c.Flows, fmt.Sprintf("flows to remember per queue, %d bytes each (default 65536)", engine.BytesPerFlow))
 	flags.IntVar(&c.QueueLength, "queue-length", c.QueueLength, "packets that the kernel queues at most (default 8192)")
 	flags.IntVar(&c.CopyRange, "copy-range", c.CopyRange, "bytes of each packet that the kernel copies (default 256)")
 	flags.StringVar(&c.PolicyBudget, "policy-budget", c.PolicyBudget, "`TIME` that one decision may take (default 50ms)")
+	bindBundleFlags(flags, &c.Bundle)
+	bindPollFlags(flags, &c.Bundle)
+	flags.StringVar(&c.Control, "control", c.Control, "`SOCKET` for verdictd status and reload, or none (default /run/verdictd/verdictd.sock)")
+	flags.StringVar(&c.Metrics, "metrics", c.Metrics, "serve metrics for Prometheus at this `ADDRESS`, such as 127.0.0.1:9477 (default: nowhere)")
+	flags.StringVar(&c.StatsInterval, "stats-interval", c.StatsInterval, "`TIME` between two stats records in the audit log, 0 for none (default 60s)")
 	flags.StringVar(&c.Log.File, "log", c.Log.File, "audit log `FILE`, - for standard output (default -)")
 	flags.BoolVar(&c.Log.Pretty, "pretty", c.Log.Pretty, "print lines for people on standard output; a log file stays JSON")
 	flags.Var(&c.Log.MaxSize, "log-max-size", "rotate the log file at this size, such as 100MiB (default never)")
@@ -125,7 +144,7 @@ func inFile(err error, file string, given *pflag.FlagSet) error {
 	if !ok || file == "" || given.Changed(e.name) {
 		return err
 	}
-	return fmt.Errorf("%s: %s: %w", file, strings.Replace(e.name, "log-", "log.", 1), e.err)
+	return fmt.Errorf("%s: %s: %w", file, strings.NewReplacer("log-", "log.", "bundle-", "bundle.").Replace(e.name), e.err)
 }
 
 // settings are a checked configuration.
@@ -134,9 +153,14 @@ type settings struct {
 	mode     engine.Mode
 	failOpen bool
 	budget   time.Duration
+	bundle   policy.Bundle
 	ruleset  *hook.Config // nil: the user keeps the rules
-	netns    int          // file descriptor of the network namespace, 0: our own
-	quiet    bool         // the daemon's own messages go nowhere
+	mask     uint32       // the bits of marks that are verdictd's; 0: none, no rule knows them
+	offloads bool
+	netns    int  // file descriptor of the network namespace, 0: our own
+	quiet    bool // the daemon's own messages go nowhere
+
+	statsInterval time.Duration // 0: no stats records but the last
 }
 
 func newSettings(c config.Config) (settings, error) {
@@ -162,6 +186,15 @@ func newSettings(c config.Config) (settings, error) {
 			return s, settingErrorf("policy-budget", "want a time such as 10ms, got %q", s.PolicyBudget)
 		}
 	}
+	if s.bundle, err = newBundle(&s.Bundle, s.Policy); err != nil {
+		return s, err
+	}
+	if onServer(s.Policy) && s.Bundle.LastGood != "none" {
+		s.bundle.Keep = cmp.Or(s.Bundle.LastGood, defaultLastGood)
+	}
+	if err := s.checkObserver(); err != nil {
+		return s, err
+	}
 	if err := checkRanges(&s.Config); err != nil {
 		return s, err
 	}
@@ -173,11 +206,14 @@ func newSettings(c config.Config) (settings, error) {
 		if s.StrictND {
 			return s, settingErrorf("strict-neighbour", needsHook)
 		}
-		return s, nil
+		return s, s.checkOffload()
 	}
 	r, err := s.rules()
+	if err != nil {
+		return s, err
+	}
 	s.ruleset = &r
-	return s, err
+	return s, s.checkOffload()
 }
 
 // rules describes the ruleset of --hook.
@@ -187,12 +223,31 @@ func (s *settings) rules() (hook.Config, error) {
 	return r, err
 }
 
+// checkObserver checks what says how the daemon tells about itself.
+func (s *settings) checkObserver() (err error) {
+	s.statsInterval = time.Minute
+	if s.StatsInterval != "" {
+		if s.statsInterval, err = time.ParseDuration(s.StatsInterval); err != nil || s.statsInterval < 0 {
+			return settingErrorf("stats-interval", "want a time such as 60s, or 0 for none, got %q", s.StatsInterval)
+		}
+	}
+	if s.Metrics != "" {
+		if _, _, err := net.SplitHostPort(s.Metrics); err != nil {
+			return settingErrorf("metrics", "want an address and port such as 127.0.0.1:9477, got %q", s.Metrics)
+		}
+	}
+	return nil
+}
+
 func checkRanges(c *config.Config) error {
 	if c.Log.File == "" {
 		c.Log.File = "-"
 	}
 	if c.Log.Keep == 0 {
 		c.Log.Keep = 5
+	}
+	if c.Flows == 0 {
+		c.Flows = 1 << 16
 	}
 	for _, n := range []struct {
 		name            string

@@ -20,7 +20,7 @@ import (
 const maxRecords = 100
 
 func newWhyCommand(e env) *cobra.Command {
-	var path string
+	var from policyFlags
 	var asJSON bool
 	var nearest int
 	cmd := &cobra.Command{
@@ -45,9 +45,9 @@ the flow is at fault.`,
 			if len(args) == 0 {
 				return usageError(cmd, errors.New("nothing to explain: give a record of the audit log, a file of records, - or a flow in words"))
 			}
-			x, err := policy.NewExplainer(cmd.Context(), policy.Source{Path: path})
+			x, err := from.explainer(cmd)
 			if err != nil {
-				return badInput(err)
+				return err
 			}
 			questions, err := parseQuestions(e, args)
 			if err != nil {
@@ -69,7 +69,7 @@ the flow is at fault.`,
 			return nil
 		},
 	}
-	addPolicyFlag(cmd, &path)
+	from.bind(cmd)
 	cmd.Flags().IntVar(&nearest, "nearest", 5, "tell of up to `N` rules that came near")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object per answer")
 	return cmd

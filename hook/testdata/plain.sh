@@ -56,8 +56,8 @@ RULES
 }
 
 remove() {
-	uncall "$ipv4" security OUTPUT verdictd-output
 	uncall "$ipv6" security OUTPUT verdictd-output
+	uncall "$ipv4" security OUTPUT verdictd-output
 }
 
 case ${1:-} in

@@ -39,6 +39,24 @@ install() {
 COMMIT
 RULES
 	call "$ipv4" security INPUT fw-2-input
+	"$ipv4-restore" -w --noflush <<'RULES'
+*security
+:fw-2-forward - [0:0]
+-A fw-2-forward -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A fw-2-forward -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
+COMMIT
+RULES
+	call "$ipv4" security FORWARD fw-2-forward
+	"$ipv4-restore" -w --noflush <<'RULES'
+*mangle
+:fw-2-postrouting - [0:0]
+-A fw-2-postrouting -m comment --comment "loopback" -o lo -j RETURN
+-A fw-2-postrouting -m comment --comment "verdictd's own packets" -m mark --mark 0x500/0xff00 -j RETURN
+-A fw-2-postrouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A fw-2-postrouting -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
+COMMIT
+RULES
+	call "$ipv4" mangle POSTROUTING fw-2-postrouting
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :fw-2-input - [0:0]
@@ -53,14 +71,6 @@ RULES
 COMMIT
 RULES
 	call "$ipv6" security INPUT fw-2-input
-	"$ipv4-restore" -w --noflush <<'RULES'
-*security
-:fw-2-forward - [0:0]
--A fw-2-forward -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
--A fw-2-forward -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
-COMMIT
-RULES
-	call "$ipv4" security FORWARD fw-2-forward
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :fw-2-forward - [0:0]
@@ -69,16 +79,6 @@ RULES
 COMMIT
 RULES
 	call "$ipv6" security FORWARD fw-2-forward
-	"$ipv4-restore" -w --noflush <<'RULES'
-*mangle
-:fw-2-postrouting - [0:0]
--A fw-2-postrouting -m comment --comment "loopback" -o lo -j RETURN
--A fw-2-postrouting -m comment --comment "verdictd's own packets" -m mark --mark 0x500/0xff00 -j RETURN
--A fw-2-postrouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
--A fw-2-postrouting -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
-COMMIT
-RULES
-	call "$ipv4" mangle POSTROUTING fw-2-postrouting
 	"$ipv6-restore" -w --noflush <<'RULES'
 *mangle
 :fw-2-postrouting - [0:0]
@@ -97,12 +97,12 @@ RULES
 }
 
 remove() {
-	uncall "$ipv4" security INPUT fw-2-input
-	uncall "$ipv6" security INPUT fw-2-input
-	uncall "$ipv4" security FORWARD fw-2-forward
-	uncall "$ipv6" security FORWARD fw-2-forward
-	uncall "$ipv4" mangle POSTROUTING fw-2-postrouting
 	uncall "$ipv6" mangle POSTROUTING fw-2-postrouting
+	uncall "$ipv6" security FORWARD fw-2-forward
+	uncall "$ipv6" security INPUT fw-2-input
+	uncall "$ipv4" mangle POSTROUTING fw-2-postrouting
+	uncall "$ipv4" security FORWARD fw-2-forward
+	uncall "$ipv4" security INPUT fw-2-input
 }
 
 case ${1:-} in

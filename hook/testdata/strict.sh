@@ -38,14 +38,6 @@ install() {
 COMMIT
 RULES
 	call "$ipv4" mangle PREROUTING verdictd-prerouting
-	"$ipv6-restore" -w --noflush <<'RULES'
-*mangle
-:verdictd-prerouting - [0:0]
--A verdictd-prerouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
--A verdictd-prerouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 65535
-COMMIT
-RULES
-	call "$ipv6" mangle PREROUTING verdictd-prerouting
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
@@ -55,6 +47,14 @@ RULES
 COMMIT
 RULES
 	call "$ipv4" security OUTPUT verdictd-output
+	"$ipv6-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-prerouting - [0:0]
+-A verdictd-prerouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-prerouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 65535
+COMMIT
+RULES
+	call "$ipv6" mangle PREROUTING verdictd-prerouting
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
@@ -67,10 +67,10 @@ RULES
 }
 
 remove() {
-	uncall "$ipv4" mangle PREROUTING verdictd-prerouting
+	uncall "$ipv6" security OUTPUT verdictd-output
 	uncall "$ipv6" mangle PREROUTING verdictd-prerouting
 	uncall "$ipv4" security OUTPUT verdictd-output
-	uncall "$ipv6" security OUTPUT verdictd-output
+	uncall "$ipv4" mangle PREROUTING verdictd-prerouting
 }
 
 case ${1:-} in

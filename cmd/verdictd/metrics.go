@@ -1,0 +1,108 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/verdictd/verdictd/ledger"
+	"github.com/verdictd/verdictd/logsink"
+)
+
+// number is a number of a status besides those of the packets.
+type number struct {
+	name  string // in the audit log; as a metric with verdictd_ before it and, if it only grows, _total behind
+	now   bool   // says how it is now, and so can fall
+	help  string
+	value func(*status) uint64
+}
+
+// numbers are recorded and served. Their names do not change.
+func numbers() []number {
+	return []number{
+		{"policy_generation", true, "generation of the policy in use", func(s *status) uint64 { return s.Policy.Generation }},
+		{"policy_evaluations", false, "evaluations of the policy", func(s *status) uint64 { return s.Policy.Evaluations }},
+		{"policy_errors", false, "evaluations that ended in an error", func(s *status) uint64 { return s.Policy.Errors }},
+		{"policy_overruns", false, "evaluations that took longer than the budget", func(s *status) uint64 { return s.Policy.Overruns }},
+		{"malformed", false, "packets that could not be decoded", func(s *status) uint64 { return s.Judged.Malformed }},
+		{"would_drop", false, "packets accepted only because the mode is monitor", func(s *status) uint64 { return s.Judged.WouldDrop }},
+		{"flows", true, "flows remembered", func(s *status) uint64 { return s.Flows.Now }},
+		{"flows_new", false, "flows ever remembered", func(s *status) uint64 { return s.Flows.New }},
+		{"flows_evicted", false, "flows forgotten early to make room for newer ones", func(s *status) uint64 { return s.Flows.Evicted }},
+		{"flows_offloaded", false, "flows that the kernel lets pass by the queue", func(s *status) uint64 { return s.Flows.Offloaded }},
+		{"offloaded_packets", false, "packets that passed by the queue", func(s *status) uint64 { return s.Flows.OffloadedPackets }},
+		{"flows_no_room", false, "flows that found no room", func(s *status) uint64 { return s.Flows.NoRoom }},
+		{"audit_events", false, "events of the audit log", func(s *status) uint64 { return s.Audit.Events }},
+		{"audit_lost", false, "events that found the ring full", func(s *status) uint64 { return s.Audit.Lost }},
+		{"audit_unwritten", false, "records that could not be written", func(s *status) uint64 { return s.Audit.Unwritten }},
+		{"audit_write_errors", false, "failed writes of the audit log", func(s *status) uint64 { return s.Audit.WriteErrors }},
+	}
+}
+
+// counters returns what a stats record of the audit log says: packets of all
+// queues, and the rest.
+func (st *status) counters(now time.Time) []logsink.Counter {
+	list := []logsink.Counter{{Name: "uptime", Value: uint64(since(st.Started, now) / time.Second)}}
+	for _, f := range ledger.Fields() {
+		name := "packets_" + f.Name
+		if f.Cause != "" {
+			name += "_" + f.Cause
+		}
+		list = append(list, logsink.Counter{Name: name, Value: f.Value(&st.Packets.Total)})
+	}
+	for _, n := range numbers() {
+		list = append(list, logsink.Counter{Name: n.name, Value: n.value(st)})
+	}
+	return list
+}
+
+// appendMetrics appends the status in the text format of Prometheus, version
+// 0.0.4. Packets are counted per queue; what is known only of all of them
+// together has queue="".
+func (st *status) appendMetrics(b []byte) []byte {
+	b = head(b, "verdictd_info", "gauge", "version and policy")
+	b = fmt.Appendf(b, "verdictd_info{version=%q,mode=%q,fail=%q,sha256=%q} 1\n", st.Version, st.Mode, st.Fail, st.Policy.SHA256)
+	b = head(b, "verdictd_start_time_seconds", "gauge", "Unix time of the start")
+	b = fmt.Appendf(b, "verdictd_start_time_seconds %d\n", st.Started.Unix())
+	last := ""
+	for _, f := range ledger.Fields() {
+		name, kind := "verdictd_packets_"+f.Name+"_total", "counter"
+		if f.Now {
+			name, kind = "verdictd_packets_"+f.Name, "gauge"
+		}
+		if name != last {
+			b = head(b, name, kind, f.Help)
+		}
+		last = name
+		var known uint64
+		for i := range st.Packets.Queues {
+			q := &st.Packets.Queues[i]
+			known += f.Value(&q.Account)
+			b = sample(b, name, strconv.Itoa(int(q.Queue)), f.Cause, f.Value(&q.Account))
+		}
+		if total := f.Value(&st.Packets.Total); total != known || f.Name == "unjudged" && f.Cause == "queue_full" {
+			b = sample(b, name, "", f.Cause, total-min(known, total))
+		}
+	}
+	b = head(b, "verdictd_packets_unexplained", "gauge", "packets whose whereabouts are not known")
+	b = fmt.Appendf(b, "verdictd_packets_unexplained %d\n", st.Packets.Total.Unexplained)
+	for _, n := range numbers() {
+		name, kind := "verdictd_"+n.name+"_total", "counter"
+		if n.now {
+			name, kind = "verdictd_"+n.name, "gauge"
+		}
+		b = fmt.Appendf(head(b, name, kind, n.help), "%s %d\n", name, n.value(st))
+	}
+	return b
+}
+
+func head(b []byte, name, kind, help string) []byte {
+	return fmt.Appendf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+}
+
+func sample(b []byte, name, queue, cause string, value uint64) []byte {
+	if cause != "" {
+		return fmt.Appendf(b, "%s{queue=%q,cause=%q} %d\n", name, queue, cause, value)
+	}
+	return fmt.Appendf(b, "%s{queue=%q} %d\n", name, queue, value)
+}

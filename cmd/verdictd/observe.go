@@ -1,0 +1,353 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/verdictd/verdictd/hook"
+	"github.com/verdictd/verdictd/internal/control"
+	"github.com/verdictd/verdictd/ledger"
+	"github.com/verdictd/verdictd/logsink"
+	"github.com/verdictd/verdictd/policy"
+)
+
+// status is what a daemon tells about itself.
+type status struct {
+	Version string    `json:"version"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	Mode    string    `json:"mode"`
+	Fail    string    `json:"fail"`
+	Hook    string    `json:"hook,omitempty"` // empty: the user keeps the rules
+
+	Policy  policyStatus  `json:"policy"`
+	Packets ledger.Ledger `json:"packets"`
+	Judged  judgedStatus  `json:"judged"`
+	Flows   flowStatus    `json:"flows"`
+	Audit   auditStatus   `json:"audit"`
+}
+
+type policyStatus struct {
+	Source     string    `json:"source"`
+	Generation uint64    `json:"generation"`
+	SHA256     string    `json:"sha256"`
+	Loaded     time.Time `json:"loaded"`
+
+	// Since the start, over all generations.
+	Evaluations uint64 `json:"evaluations"`
+	Errors      uint64 `json:"errors"`   // Overruns included
+	Overruns    uint64 `json:"overruns"` // evaluations that took longer than --policy-budget
+}
+
+// judgedStatus says where verdicts came from. Its counts may lag behind those
+// of the ledger by a tenth of a second.
+type judgedStatus struct {
+	Known       uint64 `json:"known"`
+	Established uint64 `json:"established"`
+	Related     uint64 `json:"related"`
+	Malformed   uint64 `json:"malformed"`
+	WouldDrop   uint64 `json:"would_drop"`
+}
+
+type flowStatus struct {
+	Now     uint64 `json:"now"`
+	Limit   uint64 `json:"limit"`
+	New     uint64 `json:"new"`
+	Evicted uint64 `json:"evicted"`
+	NoRoom  uint64 `json:"no_room"`
+
+	// Flows that the kernel was told to let pass by the queue, and the packets
+	// that did: they are in no account, the queue never saw them.
+	Offloaded        uint64 `json:"offloaded"`
+	OffloadedPackets uint64 `json:"offloaded_packets"`
+}
+
+type auditStatus struct {
+	Events      uint64 `json:"events"`
+	Lost        uint64 `json:"lost"`         // found the ring full
+	Unwritten   uint64 `json:"unwritten"`    // records that an output could not take
+	WriteErrors uint64 `json:"write_errors"` // failed writes
+	Rotations   uint64 `json:"rotations"`
+}
+
+// observer is what of the daemon tells about the rest.
+type observer struct {
+	started time.Time
+	book    *ledger.Book
+	control *control.Server // nil: none
+	metrics net.Listener    // nil: none
+	reload  reloader
+
+	mu       sync.Mutex
+	policy   *policy.Policy // in use
+	loaded   time.Time
+	overruns uint64        // of earlier policies
+	ruleset  *hook.Ruleset // whose counter says what passed by the queue; nil: none
+}
+
+// openObserver opens what others may ask by. A control socket that was not
+// asked for may be missing.
+func (d *daemon) openObserver() error {
+	o := &d.observer
+	o.started = time.Now()
+	o.book = ledger.NewBook(ledger.Config{Queues: d.queues, NetNS: d.netns})
+	o.reload.ask = make(chan struct{})
+	var err error
+	switch d.Control {
+	case noControl:
+	case "":
+		if o.control, err = control.ListenDefault(); err != nil {
+			d.log.Warn("verdictd status and reload will find nobody", "error", err)
+		}
+	default:
+		if o.control, err = control.Listen(d.Control); err != nil {
+			return err
+		}
+	}
+	if d.Metrics == "" {
+		return nil
+	}
+	if o.metrics, err = net.Listen("tcp", d.Metrics); err != nil {
+		return fmt.Errorf("serve metrics at %s: %w", d.Metrics, err)
+	}
+	return nil
+}
+
+// noControl is the value of --control for no socket.
+const noControl = "none"
+
+func (d *daemon) closeObserver() {
+	if c := d.observer.control; c != nil {
+		c.Close()
+	}
+	if m := d.observer.metrics; m != nil {
+		m.Close()
+	}
+}
+
+// observe runs until ctx is done and every client has been answered.
+func (d *daemon) observe(ctx context.Context) error {
+	var servers sync.WaitGroup
+	var controlErr, metricsErr error
+	if c := d.observer.control; c != nil {
+		servers.Go(func() { controlErr = c.Serve(ctx, d.obey) })
+	}
+	if m := d.observer.metrics; m != nil {
+		servers.Go(func() { metricsErr = d.serveMetrics(ctx, m) })
+	}
+	d.record(ctx)
+	servers.Wait()
+	return errors.Join(controlErr, metricsErr)
+}
+
+// Commands of the control socket.
+const (
+	commandStatus = "status"
+	commandReload = "reload"
+)
+
+func (d *daemon) obey(ctx context.Context, command string) (any, error) {
+	switch command {
+	case commandStatus:
+		return d.status()
+	case commandReload:
+		d.audit.Reopen()
+		return d.observer.reload.run(ctx)
+	}
+	return nil, fmt.Errorf("unknown command %q: want %s or %s", command, commandStatus, commandReload)
+}
+
+// follow notes the rules whose counter says what passed by the queue.
+func (o *observer) follow(r *hook.Ruleset) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ruleset = r
+}
+
+// passedBy returns how many packets passed by the queue in the kernel.
+func (o *observer) passedBy() uint64 {
+	o.mu.Lock()
+	r := o.ruleset
+	o.mu.Unlock()
+	if r == nil {
+		return 0
+	}
+	packets, _, err := r.Offloaded()
+	if err != nil {
+		return 0 // the rules are gone for the moment, and their counter with them
+	}
+	return packets
+}
+
+// status reads everything. It is called from several goroutines.
+func (d *daemon) status() (*status, error) {
+	o := &d.observer
+	packets, err := o.book.Read()
+	if err != nil {
+		return nil, err
+	}
+	s, audit := d.engine.Stats(), d.audit.Stats()
+	st := &status{
+		Version: version(), PID: os.Getpid(), Started: o.started,
+		Mode: d.mode.String(), Fail: failText(d.failOpen), Hook: d.Hook,
+		Packets: packets,
+		Judged: judgedStatus{
+			Known: s.Known, Established: s.Established, Related: s.Related, Malformed: s.Malformed, WouldDrop: s.WouldDrop,
+		},
+		Flows: flowStatus{
+			Now: s.Flows, Limit: uint64(max(d.Flows, 0)) * uint64(len(d.queues)), New: s.FlowsNew, Evicted: s.FlowsEvict, NoRoom: s.FlowsNoRoom,
+			Offloaded: s.Offloaded, OffloadedPackets: o.passedBy(),
+		},
+		Audit: auditStatus{
+			Events: audit.Events, Lost: audit.Lost, Unwritten: audit.Unwritten, WriteErrors: audit.WriteErrors, Rotations: audit.Rotations,
+		},
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	snapshot, _ := d.engine.Snapshot()
+	st.Policy = policyStatus{
+		Source: d.source().String(), Generation: snapshot.Generation, SHA256: snapshot.Hash, Loaded: o.loaded,
+		Evaluations: s.Evaluated, Errors: s.PolicyErrors, Overruns: o.overruns + o.policy.Stats().Overruns,
+	}
+	return st, nil
+}
+
+func failText(open bool) string {
+	if open {
+		return "open"
+	}
+	return "closed"
+}
+
+// queued returns how many packets the installed rules sent to the queues.
+func (d *daemon) queued() (sum uint64, err error) {
+	counters, err := d.ruleset.Counters()
+	for _, c := range counters {
+		sum += c.Packets
+	}
+	return sum, err
+}
+
+// reloaded tells who waits for it what came of loading the policy; errs are why
+// it was refused.
+func (d *daemon) reloaded(errs []*policy.Error) {
+	snapshot, _ := d.engine.Snapshot()
+	d.observer.reload.done(reloadResult{
+		Accepted: len(errs) == 0, Generation: snapshot.Generation, SHA256: snapshot.Hash, Errors: errs,
+	})
+}
+
+// inUse notes the policy that is in use from now on.
+func (o *observer) inUse(p *policy.Policy) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.policy != nil {
+		o.overruns += o.policy.Stats().Overruns
+	}
+	o.policy, o.loaded = p, time.Now()
+}
+
+// watchEvery is how often the ledger is looked at for losses.
+const watchEvery = time.Second
+
+// record writes the counters into the audit log now and then, and warns of
+// losses. It returns when ctx is done.
+func (d *daemon) record(ctx context.Context) {
+	ticker := time.NewTicker(watchEvery)
+	defer ticker.Stop()
+	var overload ledger.Overload
+	recorded := time.Now()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+			d.warn(&overload, false)
+			if d.statsInterval > 0 && time.Since(recorded) >= d.statsInterval-watchEvery/2 {
+				recorded = time.Now()
+				d.recordStats()
+			}
+		}
+	}
+	d.warn(&overload, true)
+}
+
+// warn tells of losses that have not been told yet.
+func (d *daemon) warn(o *ledger.Overload, last bool) {
+	read := d.observer.book.Glance // each second
+	if last {
+		read = d.observer.book.Read
+	}
+	l, err := read()
+	if err != nil {
+		d.log.Error("losses are not known", "error", err)
+		return
+	}
+	now := time.Now()
+	for _, w := range o.Check(now, &l, last) {
+		origin := "queues " + d.Queues.String()
+		if w.Queue >= 0 {
+			origin = fmt.Sprintf("queue %d", w.Queue)
+		}
+		if w.What == ledger.NearlyFull {
+			d.log.Warn("queue nearly full", "origin", origin, "waiting", w.Count, "length", w.Total, "remedy", w.Remedy)
+			d.audit.Admin("queue_nearly_full", fmt.Sprintf("%s: %d of %d packets waiting (%s)", origin, w.Count, w.Total, w.Remedy))
+			continue
+		}
+		d.log.Log(context.Background(), slog.LevelWarn, "packets "+w.What, "origin", origin, "cause", w.Cause, "packets", w.Count, "total", w.Total, "remedy", w.Remedy)
+		d.audit.Put(logsink.Event{
+			Kind: logsink.Loss, Time: now.UnixNano(), Origin: origin, Packets: [2]uint64{w.Count, w.Total},
+			Text: fmt.Sprintf("packets %s: %s (%s)", w.What, w.Cause, w.Remedy),
+		})
+	}
+}
+
+// recordStats writes the counters into the audit log.
+func (d *daemon) recordStats() {
+	st, err := d.status()
+	if err != nil {
+		d.log.Error("counters not recorded", "error", err)
+		return
+	}
+	d.audit.Put(logsink.Event{
+		Kind: logsink.Stats, Time: time.Now().UnixNano(), Origin: "verdictd", Counters: st.counters(time.Now()),
+	})
+}
+
+// serveMetrics serves the counters for Prometheus.
+func (d *daemon) serveMetrics(ctx context.Context, l net.Listener) error {
+	const slow, most = 5 * time.Second, 16 << 10
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		st, err := d.status()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		_, _ = w.Write(st.appendMetrics(nil)) // the client's loss
+	})
+	server := &http.Server{
+		Handler: mux, ReadTimeout: slow, WriteTimeout: slow, IdleTimeout: slow, MaxHeaderBytes: most,
+		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), slow)
+		defer cancel()
+		_ = server.Shutdown(grace) // its listener is closed either way
+	})
+	err := server.Serve(l)
+	if stop() {
+		return fmt.Errorf("serve metrics at %s: %w", l.Addr(), err)
+	}
+	<-ended
+	return nil
+}

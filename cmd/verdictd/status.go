@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/signal"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/internal/control"
+	"github.com/verdictd/verdictd/ledger"
+)
+
+const (
+	statusPatience = 10 * time.Second
+	reloadPatience = 5 * time.Minute // a policy's own tests may take a while
+)
+
+func newStatusCommand(e env) *cobra.Command {
+	var path string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what a running verdictd has done with the packets",
+		Long: `status asks a running verdictd where every packet went that the kernel's rules
+sent to its queues: accepted, dropped, rejected, still waiting, or lost, and by
+what. The books close if nothing is missing.
+
+lost are packets that were dropped by no decision:
+  queue full       --queue-length packets were waiting already
+  receive buffer   the socket had no room
+  hook flush       somebody removed an nf_tables base chain, and the kernel
+                   discarded what was queued
+  unsent           the kernel had no memory for the verdict
+passed unjudged are packets that --fail open let pass for want of room. The
+kernel does not count them: those of a full queue are known only with --hook,
+from the counters of its rules.
+
+Needs root, or the user that verdictd runs as.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var raw json.RawMessage
+			if err := ask(cmd.Context(), path, commandStatus, statusPatience, &raw); err != nil {
+				return err
+			}
+			if asJSON {
+				_, err := e.stdout.Write(append(raw, '\n'))
+				return err
+			}
+			var st status
+			if err := json.Unmarshal(raw, &st); err != nil {
+				return fmt.Errorf("read status: %w", err)
+			}
+			return st.write(e.stdout, time.Now())
+		},
+	}
+	cmd.Flags().StringVar(&path, "control", "", controlUsage)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+func newReloadCommand(e env) *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Make a running verdictd load its policy again",
+		Long: `reload makes a running verdictd load its policy again and reopen its log file, as
+SIGHUP does, and says what came of it. A policy with an error, or whose own
+tests fail, is refused: the old one stays, its errors are printed, and the exit
+code is 2.
+
+Needs root, or the user that verdictd runs as.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var r reloadResult
+			if err := ask(cmd.Context(), path, commandReload, reloadPatience, &r); err != nil {
+				return err
+			}
+			if r.Accepted {
+				_, err := fmt.Fprintf(e.stdout, "policy loaded: generation %d, sha256 %s\n", r.Generation, r.SHA256)
+				return err
+			}
+			errs := []error{fmt.Errorf("policy refused, generation %d stays in use", r.Generation)}
+			for _, err := range r.Errors {
+				errs = append(errs, err)
+			}
+			return badInput(errors.Join(errs...))
+		},
+	}
+	cmd.Flags().StringVar(&path, "control", "", controlUsage)
+	return cmd
+}
+
+const controlUsage = "control socket of the daemon to ask, `PATH` (default: the only one that runs)"
+
+// ask sends a command to the daemon at path, or to the only one there is.
+func ask(ctx context.Context, path, command string, patience time.Duration, result any) error {
+	if path == "" {
+		running := control.Running()
+		if len(running) > 1 {
+			return badInput(fmt.Errorf("several verdictd run: give --control with one of %s", strings.Join(running, ", ")))
+		}
+		path = control.DefaultPath
+		if len(running) == 1 {
+			path = running[0]
+		}
+	}
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return control.Call(ctx, path, command, result)
+}
+
+// write writes the status for people.
+func (st *status) write(w io.Writer, now time.Time) error {
+	var b strings.Builder
+	rules := "the user's rules"
+	if st.Hook != "" {
+		rules = "own rules at " + st.Hook
+	}
+	fmt.Fprintf(&b, "verdictd %s, pid %d, up %s, mode %s, fail %s, %s\n",
+		st.Version, st.PID, since(st.Started, now), st.Mode, st.Fail, rules)
+	fmt.Fprintf(&b, "policy %s, generation %d, sha256 %.12s, loaded %s ago\n\n",
+		st.Policy.Source, st.Policy.Generation, st.Policy.SHA256, since(st.Policy.Loaded, now))
+	b.Write(st.accounts())
+	fmt.Fprintf(&b, "\n%s\n\n", st.verdict())
+	fmt.Fprintf(&b, "flows      %d of %d remembered, %d new, %d evicted, %d found no room\n",
+		st.Flows.Now, st.Flows.Limit, st.Flows.New, st.Flows.Evicted, st.Flows.NoRoom)
+	fmt.Fprintf(&b, "offload    %d flows decided for good, %d of their packets passed by the queue\n",
+		st.Flows.Offloaded, st.Flows.OffloadedPackets)
+	fmt.Fprintf(&b, "policy     %d evaluations, %d errors, %d of them over budget\n",
+		st.Policy.Evaluations, st.Policy.Errors, st.Policy.Overruns)
+	fmt.Fprintf(&b, "packets    %d known flow, %d reply, %d related, %d malformed, %d would have been dropped\n",
+		st.Judged.Known, st.Judged.Established, st.Judged.Related, st.Judged.Malformed, st.Judged.WouldDrop)
+	fmt.Fprintf(&b, "audit log  %d events, %d lost, %d unwritten, %d write errors\n",
+		st.Audit.Events, st.Audit.Lost, st.Audit.Unwritten, st.Audit.WriteErrors)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func since(t, now time.Time) time.Duration { return max(now.Sub(t), 0).Round(time.Second) }
+
+// verdict says in one line whether the books close.
+func (st *status) verdict() string {
+	p := &st.Packets
+	switch {
+	case !p.Settled:
+		return "packets move while they are counted: those under way are shown as waiting"
+	case p.Total.Unexplained != 0:
+		return fmt.Sprintf("the books do not close: %d packets are unexplained", p.Total.Unexplained)
+	case !p.Closes:
+		return "the books do not close: see unexplained in --json"
+	case st.Fail == "open" && !p.Rules:
+		return "the books close from the queue on; what a full queue let pass nobody counts (use --hook)"
+	}
+	return "the books close: every packet is accounted for"
+}
+
+// rows are what is shown of an account.
+type row struct {
+	name  string
+	open  bool // only under "fail open"
+	value func(*ledger.Account) uint64
+}
+
+func rows() []row {
+	return []row{
+		{"queued", false, func(a *ledger.Account) uint64 { return a.Queued }},
+		{"accepted", false, func(a *ledger.Account) uint64 { return a.Accepted }},
+		{"dropped", false, func(a *ledger.Account) uint64 { return a.Dropped }},
+		{"rejected", false, func(a *ledger.Account) uint64 { return a.Rejected }},
+		{"lost, queue full", false, func(a *ledger.Account) uint64 { return a.Lost.QueueFull }},
+		{"lost, receive buffer", false, func(a *ledger.Account) uint64 { return a.Lost.ReceiveBuffer }},
+		{"lost, hook flush", false, func(a *ledger.Account) uint64 { return a.Lost.HookFlush }},
+		{"lost, unsent", false, func(a *ledger.Account) uint64 { return a.Lost.Unsent }},
+		{"passed unjudged, queue full", true, func(a *ledger.Account) uint64 { return a.Unjudged.QueueFull }},
+		{"passed unjudged, receive buffer", true, func(a *ledger.Account) uint64 { return a.Unjudged.ReceiveBuffer }},
+		{"waiting now", false, func(a *ledger.Account) uint64 { return a.Waiting }},
+	}
+}
+
+// accounts returns a column for all queues and one for each, in blocks that
+// fit a terminal.
+func (st *status) accounts() []byte {
+	const perBlock = 5
+	accounts := []*ledger.Account{&st.Packets.Total}
+	names := []string{"total"}
+	for i := range st.Packets.Queues {
+		q := &st.Packets.Queues[i]
+		accounts, names = append(accounts, &q.Account), append(names, fmt.Sprintf("queue %d", q.Queue))
+	}
+	var b []byte
+	for block := range slices.Chunk(accounts, perBlock) {
+		b = fmt.Appendf(b, "%-32s", "packets")
+		for i := range block {
+			b = fmt.Appendf(b, "%12s", names[i])
+		}
+		names = names[len(block):]
+		b = append(b, '\n')
+		for _, r := range rows() {
+			if r.open && st.Fail != "open" {
+				continue
+			}
+			b = fmt.Appendf(b, "%-32s", r.name)
+			for _, a := range block {
+				b = fmt.Appendf(b, "%12d", r.value(a))
+			}
+			b = append(b, '\n')
+		}
+	}
+	return b
+}

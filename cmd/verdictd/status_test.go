@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/verdictd/verdictd/ledger"
+)
+
+// sampleStatus is a status with something in every place.
+func sampleStatus() *status {
+	start := time.Date(2026, 11, 23, 16, 20, 0, 0, time.UTC)
+	first := ledger.Account{
+		Queued: 1000, Received: 940, Accepted: 700, Dropped: 200, Rejected: 30,
+		Lost:     ledger.Losses{QueueFull: 20, ReceiveBuffer: 10, HookFlush: 6, Unsent: 4},
+		Unjudged: ledger.Passes{ReceiveBuffer: 25}, Waiting: 5, LateDrops: 2, Refused: 1, Overruns: 3,
+	}
+	second := ledger.Account{Queued: 50, Received: 50, Accepted: 50}
+	total := ledger.Account{
+		Queued: 1065, Received: 990, Accepted: 750, Dropped: 200, Rejected: 30,
+		Lost:     ledger.Losses{QueueFull: 20, ReceiveBuffer: 10, HookFlush: 6, Unsent: 4},
+		Unjudged: ledger.Passes{QueueFull: 15, ReceiveBuffer: 25}, Waiting: 5, LateDrops: 2, Foreign: 7, Refused: 1, Overruns: 3,
+	}
+	return &status{
+		Version: "v1.2.3", PID: 4711, Started: start, Mode: "monitor", Fail: "open", Hook: "output,input",
+		Policy: policyStatus{
+			Source: "policy.rego", Generation: 3, SHA256: "0dc8f2ee55c58db84f88da5496c66fefc793a5f18b7fc31cec8968f3bf7b9759",
+			Loaded: start.Add(time.Hour), Evaluations: 44, Errors: 5, Overruns: 2,
+		},
+		Packets: ledger.Ledger{Settled: true, Closes: true, Rules: true, Total: total, Queues: []ledger.QueueAccount{
+			{Queue: 0, Length: 8192, Account: first}, {Queue: 1, Length: 8192, Account: second},
+		}},
+		Judged: judgedStatus{Known: 900, Established: 30, Related: 2, Malformed: 1, WouldDrop: 12},
+		Flows:  flowStatus{Now: 40, Limit: 131072, New: 60, Evicted: 3, NoRoom: 1, Offloaded: 8, OffloadedPackets: 9000},
+		Audit:  auditStatus{Events: 123, Lost: 4, Unwritten: 6, WriteErrors: 2, Rotations: 1},
+	}
+}
+
+// TestStatusGolden fixes what people and machines read of a status: names of
+// metrics, counters and JSON keys do not change. VERDICTD_UPDATE=1 writes them
+// anew.
+func TestStatusGolden(t *testing.T) {
+	st := sampleStatus()
+	if !st.Packets.Total.Closes() {
+		t.Fatalf("the sample does not close: %+v", st.Packets.Total)
+	}
+	now := st.Started.Add(2*time.Hour + 3*time.Minute)
+	var text, record bytes.Buffer
+	if err := st.write(&text, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range st.counters(now) {
+		fmt.Fprintln(&record, c.Name, c.Value)
+	}
+	object, err := json.MarshalIndent(st, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, got := range map[string][]byte{
+		"status.txt": text.Bytes(), "status.json": append(object, '\n'), "stats.txt": record.Bytes(), "metrics.txt": st.appendMetrics(nil),
+	} {
+		path := filepath.Join("testdata", "status", name)
+		if os.Getenv("VERDICTD_UPDATE") != "" {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, got, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), string(got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// TestStatusVerdict looks at the line that says whether the books close.
+func TestStatusVerdict(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*status)
+		want   string
+	}{
+		{"closes", func(*status) {}, "the books close: every packet is accounted for"},
+		{"moving", func(s *status) { s.Packets.Settled, s.Packets.Closes = false, false }, "packets move while they are counted: those under way are shown as waiting"},
+		{"missing", func(s *status) { s.Packets.Closes, s.Packets.Total.Unexplained = false, 3 }, "the books do not close: 3 packets are unexplained"},
+		{"evened out", func(s *status) { s.Packets.Closes = false }, "the books do not close: see unexplained in --json"},
+		{"user's rules", func(s *status) { s.Packets.Rules = false }, "the books close from the queue on; what a full queue let pass nobody counts (use --hook)"},
+		{"user's rules, closed", func(s *status) { s.Packets.Rules, s.Fail = false, "closed" }, "the books close: every packet is accounted for"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			st := sampleStatus()
+			tt.change(st)
+			if got := st.verdict(); got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}

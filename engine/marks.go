@@ -1,0 +1,179 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/rules"
+)
+
+// Marks are the values of packet marks that a Worker and the kernel's ruleset
+// tell each other things with, in the bits of Mask. The zero value means that no
+// ruleset knows them: then nothing is offloaded, and what is rejected is dropped
+// in silence.
+//
+// A worker takes the bits of Mask out of every mark before the policy sees it,
+// and lets none but Reject and Accept out.
+type Marks struct {
+	Mask   uint32
+	Reject uint32 // told the ruleset: reject the packet
+	Reply  uint32 // told by the ruleset: the packet answers, and what it answers came by the ruleset too
+	Accept uint32 // told the ruleset: the whole flow is accepted; 0: never told
+}
+
+// outside are the fields whose value may change during a flow, by what the flow
+// is: a decision that read one of them is not final.
+type outside struct {
+	tcp, tcpOwned, udp, icmp, other rules.FieldSet
+	socket                          rules.FieldSet // those of the sending socket
+}
+
+func newOutside(fields []rules.Field) (o outside) {
+	for i := range fields {
+		f := &fields[i]
+		for _, of := range []struct {
+			set   *rules.FieldSet
+			proto uint8
+			owned bool
+		}{
+			{&o.tcp, packet.ProtoTCP, false}, {&o.tcpOwned, packet.ProtoTCP, true},
+			{&o.udp, packet.ProtoUDP, false}, {&o.icmp, packet.ProtoICMP, false}, {&o.other, 0, false},
+		} {
+			if !f.Final(of.proto, of.owned) {
+				of.set.Add(i)
+			}
+		}
+		if f.Scope == rules.PerSocket {
+			o.socket.Add(i)
+		}
+	}
+	return o
+}
+
+// of returns the set for a packet.
+func (o *outside) of(p *packet.Packet, owned bool) *rules.FieldSet {
+	switch {
+	case p.Protocol == packet.ProtoTCP && owned:
+		return &o.tcpOwned
+	case p.Protocol == packet.ProtoTCP:
+		return &o.tcp
+	case p.Protocol == packet.ProtoUDP:
+		return &o.udp
+	case p.Protocol == packet.ProtoICMP, p.Protocol == packet.ProtoICMPv6:
+		return &o.icmp
+	}
+	return &o.other
+}
+
+// final returns whether a decision about the current packet holds for its whole
+// flow, both directions, so that the kernel can let the rest pass. One that sets
+// a mark does not: each packet needs it.
+func (w *Worker) final(d *rules.Decision) bool {
+	return d.Action == packet.Accept && !d.SetMark &&
+		!d.Reads.Intersects(*w.engine.outside.of(&w.pkt, w.facts.Meta.HasUID))
+}
+
+// settle notes whether the packet at hand, of flow e, is accepted by a final
+// decision: that of slot s.
+func (w *Worker) settle(e *entry, s *slot) {
+	w.settled = s.accept && s.final && w.now.Marks.Accept != 0
+	e.offloaded = e.offloaded || w.settled
+}
+
+// isReply returns whether the ruleset says that the packet answers.
+func (w *Worker) isReply() bool { return w.bits != 0 && w.bits == w.now.Marks.Reply }
+
+// takeMark takes the ruleset's bits out of the packet's mark.
+func (w *Worker) takeMark(m *packet.Meta) {
+	w.settled = false
+	w.bits = m.Mark & w.now.Marks.Mask
+	m.Mark &^= w.now.Marks.Mask
+}
+
+// giveMark completes a verdict with what the ruleset is to do. A packet that
+// was sent round before and came to the queue again has met no rule for its
+// mark. It is not sent round twice: it passes, or is dropped if it was to be
+// rejected.
+func (w *Worker) giveMark(v packet.Verdict, m *packet.Meta) packet.Verdict {
+	k := &w.now.Marks
+	if k.Mask == 0 {
+		return v
+	}
+	mark := m.Mark
+	if v.SetMark {
+		mark = v.Mark &^ k.Mask
+	}
+	switch {
+	case w.bits != 0 && w.bits != k.Reply:
+		w.counts.Returned++
+	case v.Action == packet.Reject:
+		v.Repeat, mark = true, mark|k.Reject
+	case v.Action == packet.Accept && w.settled:
+		w.counts.Offloaded++
+		v.Repeat, mark = true, mark|k.Accept
+	}
+	if v.Repeat || v.SetMark || w.bits != 0 {
+		v.SetMark, v.Mark = true, mark
+	}
+	return v
+}
+
+// refusal returns what happens to a packet of flow e by decision d. With
+// Snapshot.ResetDenied a TCP connection that was let through once and is denied
+// now ends with resets: each side gets one when it sends.
+func (w *Worker) refusal(e *entry, d *rules.Decision) packet.Action {
+	if d.Action != packet.Drop || !w.now.ResetDenied || w.pkt.Protocol != packet.ProtoTCP {
+		return d.Action
+	}
+	if w.pkt.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN {
+		e.reset = false // a new connection
+	}
+	if !e.reset {
+		return d.Action
+	}
+	return packet.Reject
+}
+
+// midstream returns whether a packet of no known flow belongs to a connection
+// that has begun earlier. Without the owner of its socket a policy that asks for
+// it cannot be said to deny the connection.
+func (w *Worker) midstream(m *packet.Meta, reads rules.FieldSet) bool {
+	return w.pkt.Protocol == packet.ProtoTCP && w.pkt.TCPFlags&(packet.SYN|packet.RST) == 0 &&
+		(m.HasUID || !reads.Intersects(w.engine.outside.socket))
+}
+
+// awaitEvery is how often Await looks.
+const awaitEvery = 5 * time.Millisecond
+
+// Await waits until no worker uses an earlier Snapshot than the one that is
+// current now: every verdict by an earlier one is with the kernel. That takes as
+// long as a worker takes for a batch, or until its next Tick if it has none. It
+// returns the error of ctx if that ends first.
+func (e *Engine) Await(ctx context.Context) error {
+	p := e.current.Load()
+	if p == nil {
+		return nil
+	}
+	tick := time.NewTicker(awaitEvery)
+	defer tick.Stop()
+	for !e.seen(p.epoch) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func (e *Engine) seen(epoch uint32) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, w := range e.workers {
+		if !w.closed.Load() && int32(w.seen.Load()-epoch) < 0 {
+			return false
+		}
+	}
+	return true
+}

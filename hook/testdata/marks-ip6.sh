@@ -1,0 +1,81 @@
+#!/bin/sh
+# Sends packets to verdictd, for hosts that keep their own iptables rules.
+#
+#   sh FILE install    add the rules; safe to repeat
+#   sh FILE remove     take them away, leaving nothing
+#
+# IPTABLES and IP6TABLES name other programs, such as iptables-legacy.
+#
+# The chains are called from table security, which comes after table filter:
+# what your filter rules drop does not come up, what they accept does.
+# (Prerouting and postrouting have no such table: there it is mangle.)
+# Start verdictd run with --offload on --offload-mask 0xf0000. REJECT works in table filter
+# only, so here what the policy rejects is dropped.
+# An accepted packet skips the rules after the call in the same table.
+# Removing the rules may drop packets that still wait in a queue.
+set -eu
+ipv4=${IPTABLES:-iptables}
+ipv6=${IP6TABLES:-ip6tables}
+
+# call PROGRAM TABLE HOOK CHAIN
+call() {
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+}
+
+# uncall PROGRAM TABLE HOOK CHAIN
+uncall() {
+	while "$1" -w -t "$2" -D "$3" -j "$4" 2>/dev/null; do :; done
+	if "$1" -w -t "$2" -n -L "$4" >/dev/null 2>&1; then
+		"$1" -w -t "$2" -F "$4"
+		"$1" -w -t "$2" -X "$4"
+	fi
+}
+
+install() {
+	"$ipv6-restore" -w --noflush <<'RULES'
+*raw
+:verdictd-clean-prerouting - [0:0]
+-A verdictd-clean-prerouting -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xf0000
+COMMIT
+RULES
+	call "$ipv6" raw PREROUTING verdictd-clean-prerouting
+	"$ipv6-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-accept - [0:0]
+-A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x30000/0xf0000
+-A verdictd-accept -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xf0000
+COMMIT
+RULES
+	"$ipv6-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-prerouting - [0:0]
+-A verdictd-prerouting -m comment --comment "loopback" -i lo -j RETURN
+-A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
+-A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
+-A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
+-A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
+-A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
+-A verdictd-prerouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-prerouting -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10000/0xf0000 -j DROP
+-A verdictd-prerouting -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x30000/0xf0000 -g verdictd-accept
+-A verdictd-prerouting -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-prerouting -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-prerouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
+COMMIT
+RULES
+	call "$ipv6" mangle PREROUTING verdictd-prerouting
+}
+
+remove() {
+	uncall "$ipv6" mangle PREROUTING verdictd-prerouting
+	uncall "$ipv6" mangle none verdictd-accept
+	uncall "$ipv6" raw PREROUTING verdictd-clean-prerouting
+}
+
+case ${1:-} in
+install | remove) "$1" ;;
+*)
+	echo "usage: sh FILE install|remove" >&2
+	exit 2
+	;;
+esac

@@ -1,0 +1,134 @@
+package control
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Handler carries out a command and returns what to answer, which must be fit
+// for JSON. ctx ends with Serve. It is called by several goroutines at once.
+type Handler func(ctx context.Context, command string) (any, error)
+
+// Server is a control socket. Serve is for one goroutine, once.
+type Server struct {
+	listener *net.UnixListener
+	path     string
+}
+
+// Path returns where clients find the server.
+func (s *Server) Path() string { return s.path }
+
+// Close removes the socket. A running Serve returns an error that is
+// net.ErrClosed.
+func (s *Server) Close() error { return s.listener.Close() }
+
+// Serve answers clients until ctx is done, then ends their connections, waits
+// for the handlers and returns nil. Clients that are slow, send nonsense or are
+// too many never end it.
+func (s *Server) Serve(ctx context.Context, h Handler) error {
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	stop := context.AfterFunc(ctx, func() { _ = s.listener.SetDeadline(time.Unix(0, 0)) }) // fails only if closed
+	defer stop()
+	free := make(chan struct{}, maxClients)
+	for {
+		select {
+		case free <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		conn, err := s.listener.AcceptUnix()
+		switch {
+		case err == nil:
+			clients.Go(func() {
+				defer func() { <-free }()
+				defer conn.Close()
+				serve(ctx, conn, h)
+			})
+			continue
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("serve control socket %s: %w", s.path, err)
+		}
+		// Out of descriptors or memory: that passes.
+		<-free
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(acceptPause):
+		}
+	}
+}
+
+// serve answers one client. Errors of its connection are its own.
+func serve(ctx context.Context, conn *net.UnixConn, h Handler) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(0, 0)) })
+	defer stop()
+	a := answer{Version: Version}
+	result, err := obey(ctx, conn, h)
+	if err == nil {
+		a.Result, err = json.Marshal(result)
+	}
+	if err != nil {
+		a.Error = err.Error()
+	}
+	line, err := json.Marshal(a)
+	if err != nil || conn.SetWriteDeadline(time.Now().Add(patience)) != nil || ctx.Err() != nil {
+		return
+	}
+	_, _ = conn.Write(append(line, '\n'))
+}
+
+// obey reads the request and carries it out.
+func obey(ctx context.Context, conn *net.UnixConn, h Handler) (any, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil { // the deadline of its end may have been replaced
+		return nil, err
+	}
+	line, err := bufio.NewReader(io.LimitReader(conn, maxRequest)).ReadBytes('\n')
+	if err != nil {
+		return nil, fmt.Errorf("read request: want one line of at most %d bytes: %w", maxRequest, err)
+	}
+	if err := allowed(conn); err != nil {
+		return nil, err // after reading: what is unread when we close would eat the answer
+	}
+	var r request
+	if err := json.Unmarshal(line, &r); err != nil {
+		return nil, fmt.Errorf("read request: %w", err)
+	}
+	if r.Version != Version {
+		return nil, fmt.Errorf("request has version %d of the control protocol, want %d", r.Version, Version)
+	}
+	return h(ctx, r.Command)
+}
+
+// allowed returns an error unless the client is root or runs as we do.
+func allowed(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var inner error
+	err = raw.Control(func(fd uintptr) { cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, inner); err != nil {
+		return fmt.Errorf("identify client: %w", err)
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return fmt.Errorf("user %d may not control verdictd (needs root)", cred.Uid)
+	}
+	return nil
+}

@@ -1,0 +1,245 @@
+package ledger
+
+import (
+	"sync"
+	"time"
+
+	"github.com/verdictd/verdictd/queue"
+)
+
+// Config says what a Book is about.
+type Config struct {
+	Queues []*queue.Queue
+	NetNS  int // descriptor of the network namespace of the queues; 0 means that of the calling thread
+}
+
+// Book reads the counters of queues and rules and makes a Ledger of them. Its
+// methods may be called from any goroutine. It must be read at least once per
+// 2^32 packets of a queue: the kernel's counters wrap there.
+type Book struct {
+	cfg   Config
+	nums  []uint16
+	rules func() (uint64, error) // nil while there are none of ours
+
+	mu       sync.Mutex
+	kernel   []wide // by place in cfg.Queues
+	before   int64  // packets that came to the queues before the counters of the rules began
+	unjudged uint64 // passes of a full queue, as far as they are known
+}
+
+// wide are counters of queue.Kernel that do not wrap.
+type wide struct {
+	last                           queue.Kernel
+	ids, queueDropped, userDropped uint64
+}
+
+// reading is what was read of all queues at about the same time.
+type reading struct {
+	rules    uint64
+	hasRules bool
+	before   []queue.Kernel // read before the rest
+	kernel   []queue.Kernel // read after the rest
+	stats    []queue.Stats
+}
+
+// NewBook returns a Book about queues that are bound.
+func NewBook(cfg Config) *Book {
+	b := &Book{cfg: cfg, kernel: make([]wide, len(cfg.Queues))}
+	for _, q := range cfg.Queues {
+		b.nums = append(b.nums, q.Num())
+	}
+	return b
+}
+
+// SetRules says that rules of our own send packets to the queues from now on,
+// and gives the function that reads how many they have sent. It is called again
+// when the rules were put in anew, so that their counters began again at 0.
+func (b *Book) SetRules(sent func() (uint64, error)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rules = sent
+	r, _, err := b.settle()
+	if err != nil || !r.hasRules {
+		return
+	}
+	// Packets may have come before the rules did: from rules of an earlier run.
+	b.before = int64(b.total(&r).Queued+b.unjudged) - int64(r.rules)
+}
+
+// Read reads the counters and returns the accounts. It tries for some
+// milliseconds to find a moment at which no packet moves. Errors are those of
+// queue.ReadKernel.
+func (b *Book) Read() (Ledger, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r, settled, err := b.settle()
+	if err != nil {
+		return Ledger{}, err
+	}
+	return b.balance(&r, settled), nil
+}
+
+// Glance is Read, but does not try to find a moment at which no packet moves.
+func (b *Book) Glance() (Ledger, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r, err := b.read()
+	if err != nil {
+		return Ledger{}, err
+	}
+	return b.balance(&r, r.settled()), nil
+}
+
+// settle reads until no packet moved meanwhile, for at most some milliseconds.
+func (b *Book) settle() (r reading, settled bool, err error) {
+	const tries, pause = 10, time.Millisecond
+	for range tries {
+		if r, err = b.read(); err != nil || r.settled() {
+			return r, err == nil, err
+		}
+		time.Sleep(pause)
+	}
+	return r, false, nil
+}
+
+// read reads everything once. The rules are read before the queues, so that
+// never more seems to have reached the queues than the rules sent; and what we
+// answered before what the kernel queued.
+func (b *Book) read() (r reading, err error) {
+	if r.before, err = b.readKernel(); err != nil {
+		return r, err
+	}
+	if b.rules != nil {
+		// Without counters, such as while somebody has removed the table, the
+		// books begin at the queues.
+		sent, err := b.rules()
+		r.rules, r.hasRules = sent, err == nil
+	}
+	for _, q := range b.cfg.Queues {
+		r.stats = append(r.stats, q.Stats())
+	}
+	r.kernel, err = b.readKernel()
+	return r, err
+}
+
+// readKernel returns the kernel's counters in the order of cfg.Queues. A queue
+// that is not bound any more has the number 0 for everything but its number.
+func (b *Book) readKernel() ([]queue.Kernel, error) {
+	bound, err := queue.ReadKernel(b.cfg.NetNS, b.nums...)
+	all := make([]queue.Kernel, len(b.nums))
+	for i, num := range b.nums {
+		all[i].Num = num
+		for _, k := range bound {
+			if k.Num == num {
+				all[i] = k
+			}
+		}
+	}
+	return all, err
+}
+
+// settled returns whether nothing moved between the first and the last number.
+func (r *reading) settled() bool {
+	for i := range r.kernel {
+		s := &r.stats[i]
+		if r.kernel[i] != r.before[i] || s.Received != s.Accepted+s.Dropped+s.Rejected+s.Unsent {
+			return false
+		}
+	}
+	return true
+}
+
+// balance makes the accounts.
+func (b *Book) balance(r *reading, settled bool) Ledger {
+	l := Ledger{Settled: settled, Rules: r.hasRules, Closes: settled}
+	failOpen := false
+	for i, q := range b.cfg.Queues {
+		a := b.kernel[i].account(r.kernel[i], &r.stats[i], q.FailOpen(), settled)
+		failOpen = failOpen || q.FailOpen()
+		l.Closes = l.Closes && a.Closes()
+		l.Queues = append(l.Queues, QueueAccount{Queue: q.Num(), Length: q.MaxLen(), Account: a})
+		l.Total.add(&a)
+	}
+	if r.hasRules {
+		b.fromRules(&l.Total, int64(r.rules)+b.before, failOpen, settled)
+	}
+	l.Closes = l.Closes && l.Total.Closes()
+	return l
+}
+
+// total returns the sum of the accounts of all queues.
+func (b *Book) total(r *reading) *Account {
+	var sum Account
+	for i, q := range b.cfg.Queues {
+		a := b.kernel[i].account(r.kernel[i], &r.stats[i], q.FailOpen(), false)
+		sum.add(&a)
+	}
+	return &sum
+}
+
+// fromRules compares what the rules sent with what came to the queues. More
+// sent than came: a full queue let it pass, or the kernel lost it for a reason
+// that it does not count. More came than sent: others send too.
+func (b *Book) fromRules(total *Account, sent int64, failOpen, settled bool) {
+	more := sent - int64(total.Queued)
+	switch {
+	case failOpen:
+		b.unjudged = max(b.unjudged, uint64(max(more, 0)))
+		total.Unjudged.QueueFull = b.unjudged
+		total.Queued += b.unjudged
+	case more > 0 && settled:
+		total.Unexplained += more
+		total.Queued += uint64(more)
+	}
+	if more < 0 && settled {
+		total.Foreign = uint64(-more)
+	}
+}
+
+// account makes the account of one queue.
+func (w *wide) account(k queue.Kernel, s *queue.Stats, failOpen, settled bool) Account {
+	w.add(k)
+	flushed := min(s.HookFlush, s.Accepted) // which were not read at the same moment
+	a := Account{
+		Queued:   w.ids + w.queueDropped,
+		Received: s.Received,
+		Accepted: s.Accepted - flushed,
+		Dropped:  s.Dropped,
+		Rejected: s.Rejected,
+		Lost: Losses{
+			QueueFull: w.queueDropped, ReceiveBuffer: w.userDropped,
+			HookFlush: flushed, Unsent: s.Unsent,
+		},
+		LateDrops: s.LateDrop,
+		Refused:   s.Refused + s.NotPermitted,
+		Overruns:  s.Overruns,
+		Malformed: s.Malformed,
+	}
+	if failOpen {
+		a.Unjudged.ReceiveBuffer = s.Gaps
+	}
+	rest := a.Queued - a.placed()
+	if !settled {
+		a.Waiting = rest
+		return a
+	}
+	a.Waiting = uint64(k.Depth)
+	a.Unexplained = int64(rest) - int64(k.Depth)
+	if failOpen && a.Unexplained > 0 {
+		// The gap will show with the next packet's number.
+		a.Unjudged.ReceiveBuffer += uint64(a.Unexplained)
+		a.Unexplained = 0
+	}
+	return a
+}
+
+// add continues the counters by those of k.
+func (w *wide) add(k queue.Kernel) {
+	if k.PortID == 0 {
+		return // not bound any more: nothing new
+	}
+	w.ids += uint64(k.LastID - w.last.LastID)
+	w.queueDropped += uint64(k.QueueDropped - w.last.QueueDropped)
+	w.userDropped += uint64(k.UserDropped - w.last.UserDropped)
+	w.last = k
+}
