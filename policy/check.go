@@ -29,6 +29,9 @@ type Report struct {
 	Engine      string `json:"engine"`
 	NotCompiled string `json:"not_compiled,omitempty"`
 
+	// Notes are worth knowing and need no action: rules whose order decides.
+	Notes Errors `json:"notes"`
+
 	// Reads are the input fields that decisions depend on. PerPacket are those
 	// of them that may differ between the packets of a flow: a packet with new
 	// values is judged anew.
@@ -36,12 +39,25 @@ type Report struct {
 	PerPacket []string `json:"per_packet"`
 }
 
-// Check reads and checks the policy at src and runs its tests, whatever
-// src.SkipTests says.
+// CheckConfig says what Check warns of. The zero value is ready to use.
+type CheckConfig struct {
+	MaxScan int // elements that a rule may go through for a packet without a warning; 0 is DefaultMaxScan
+
+	// ProbeTime bounds how long Check asks the policy about packets that it
+	// makes up, to find conflicts and protocols that nobody thought of. 0 is 2 s.
+	// Where it is too short a note says so.
+	ProbeTime time.Duration
+}
+
+// Check reads and checks the policy at src, runs its tests, whatever
+// src.SkipTests says, and looks for what is hardly meant.
+func Check(ctx context.Context, src Source) (*Report, error) { return CheckConfig{}.Check(ctx, src) }
+
+// Check is the function Check with these settings.
 //
-// The error, if any, is as Load returns it; a kept bundle is not looked at. Tests that fail are not
-// an error here but in the report: see Failed.
-func Check(ctx context.Context, src Source) (*Report, error) {
+// The error, if any, is as Load returns it; a kept bundle is not looked at.
+// Tests that fail are not an error here but in the report: see Failed.
+func (cfg CheckConfig) Check(ctx context.Context, src Source) (*Report, error) {
 	files, err := src.files(ctx)
 	if err != nil {
 		return nil, err
@@ -54,12 +70,17 @@ func Check(ctx context.Context, src Source) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	found, notes, err := p.findings(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
 	report := &Report{
 		Policy:    p.name,
 		Hash:      p.hash,
 		Revision:  revision(p.files),
 		Tests:     results,
-		Findings:  p.findings(),
+		Findings:  found,
+		Notes:     notes,
 		Reads:     paths(p.fields, p.reads, func(*rules.Field) bool { return true }),
 		PerPacket: paths(p.fields, p.reads, func(f *rules.Field) bool { return f.Scope == rules.PerPacket }),
 	}
@@ -83,7 +104,16 @@ func Check(ctx context.Context, src Source) (*Report, error) {
 // Failed returns how many tests failed.
 func (r *Report) Failed() int { return len(failures(r.Tests)) }
 
-// WriteText writes the report for people.
+// WriteNotes writes the notes for people.
+func (r *Report) WriteNotes(w io.Writer) error {
+	b := bufio.NewWriter(w)
+	for _, n := range r.Notes {
+		fmt.Fprintf(b, "note: %v\n", n)
+	}
+	return b.Flush()
+}
+
+// WriteText writes the report, without its notes, for people.
 func (r *Report) WriteText(w io.Writer) error {
 	b := bufio.NewWriter(w) // keeps the first error for Flush
 	for i := range r.Tests {

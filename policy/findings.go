@@ -1,31 +1,72 @@
 package policy
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
 	"github.com/verdictd/verdictd/rules"
 )
 
-// largeScan is how many elements a rule may go through for one packet before
-// Check warns: about a millisecond of OPA's topdown.
-const largeScan = 1000
+// DefaultMaxScan is how many elements a rule may go through for one packet
+// before Check warns: about a millisecond of OPA's topdown.
+const DefaultMaxScan = 1000
 
-// findings returns what is allowed but hardly meant.
-func (p *program) findings() Errors {
-	var found Errors
+// findings returns what is allowed but hardly meant, and what is worth knowing.
+func (p *program) findings(ctx context.Context, cfg CheckConfig) (found, notes Errors, err error) {
+	if cfg.MaxScan <= 0 {
+		cfg.MaxScan = DefaultMaxScan
+	}
+	if cfg.ProbeTime <= 0 {
+		cfg.ProbeTime = 2 * time.Second
+	}
 	for _, name := range sortedKeys(p.live) {
 		found = append(found, p.impossible(p.live[name])...)
-		found = append(found, p.scans(p.compiler.Modules[name])...)
+		found = append(found, p.scans(p.compiler.Modules[name], cfg.MaxScan)...)
 	}
 	for _, name := range sortedKeys(p.modules) {
 		found = append(found, p.testInputs(p.modules[name])...)
 	}
-	return append(found, p.plainFindings()...).sorted()
+	found = append(found, p.plainFindings()...)
+	analysed, notes, err := p.analyse(ctx, cfg.ProbeTime)
+	for _, e := range analysed {
+		// A value that a field never has is told once, by its own name.
+		if !slices.ContainsFunc(found, func(f *Error) bool { return f.File == e.File && f.Line == e.Line }) {
+			found = append(found, e)
+		}
+	}
+	return found.sorted(), notes.sorted(), err
+}
+
+// analyse finds rules that never match, that conflict or depend on their
+// order, and protocols that nobody thought of.
+func (p *program) analyse(ctx context.Context, limit time.Duration) (found, notes Errors, err error) {
+	run, err := newExplainer(ctx, p, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	end := time.Now().Add(limit)
+	a := &analyst{p: p, run: run}
+	links := a.links()
+	conflicts, notes := a.overlaps(links, end)
+	found = p.withoutPlain(neverMatch(links))
+	notes = p.withoutPlain(notes)
+	holes, complete := a.protocols(ctx, links, end)
+	if !complete {
+		notes = append(notes, fileError(p.name, "decisions are too slow to ask about every protocol", ""))
+	}
+	return append(append(found, conflicts...), holes...), notes, nil
+}
+
+// withoutPlain leaves out what is found in a rules file: plainFindings, and
+// verdictd rules check, know more about it.
+func (p *program) withoutPlain(found Errors) Errors {
+	return slices.DeleteFunc(found, func(e *Error) bool { return p.plain != nil && slices.Contains(p.plain.Files, e.File) })
 }
 
 // impossible finds comparisons of a field with constants that the field never
@@ -140,8 +181,8 @@ func notAddress(v ast.Value) (why, hint string) {
 }
 
 // scans finds references of a compiled module that go through every element of
-// a large collection.
-func (p *program) scans(m *ast.Module) Errors {
+// a collection of more than most elements.
+func (p *program) scans(m *ast.Module, most int) Errors {
 	var found Errors
 	ast.WalkRules(m, func(r *ast.Rule) bool {
 		bound := boundVars(r)
@@ -154,7 +195,7 @@ func (p *program) scans(m *ast.Module) Errors {
 			if !ok || bound[v] {
 				return false
 			}
-			if n := p.size(prefix); n > largeScan {
+			if n := p.size(prefix); n > most {
 				found = append(found, errorAt(ref[0].Location, fmt.Sprintf("goes through all %d elements of %s for a packet", n, prefix),
 					"look a key up instead, as in data.blocked[input.ip.dst], or put cheap conditions first"))
 			}

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
@@ -91,12 +92,12 @@ func TestBadPolicies(t *testing.T) {
 func TestCheckReports(t *testing.T) {
 	durations := regexp.MustCompile(`\([0-9.]+[mµ]?s\)`)
 	golden(t, "check", func(t *testing.T, files fs.FS) string {
-		report, err := policy.Check(context.Background(), policy.Source{FS: files})
+		report, err := policy.CheckConfig{ProbeTime: time.Minute}.Check(context.Background(), policy.Source{FS: files})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var b strings.Builder
-		if err := report.WriteText(&b); err != nil {
+		if err := errors.Join(report.WriteText(&b), report.WriteNotes(&b)); err != nil {
 			t.Fatal(err)
 		}
 		return durations.ReplaceAllString(b.String(), "(TIME)")

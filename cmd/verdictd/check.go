@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -14,7 +13,8 @@ import (
 )
 
 func newCheckCommand(e env) *cobra.Command {
-	var asJSON bool
+	var asJSON, verbose bool
+	var cfg policy.CheckConfig
 	var bundle config.Bundle
 	cmd := &cobra.Command{
 		Use:   "check POLICY...",
@@ -25,13 +25,18 @@ against the schema of the input document (see verdictd schema) and runs its test
 rules. Errors are printed as FILE:LINE:COLUMN: message. A policy that does not
 pass is never loaded by verdictd run.
 
+It warns of what is allowed but hardly meant: conditions that contradict each
+other, rules that an else leaves nothing for, rules that conflict, loops over
+large data, and protocols that get through though no rule names them. With
+--verbose it also tells where the order of rules decides.
+
 Exit codes: 0 the policy is right; 1 its server cannot be asked; 2 it is not
 right, or a test fails.`,
 		Args: someArgs("no policy to check: name a .rego file or a directory that holds one"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var problems []error
 			for _, path := range args {
-				problem, err := checkOne(cmd, e, path, &bundle, asJSON)
+				problem, err := checkOne(cmd, e, checkFlags{cfg, &bundle, asJSON, verbose}, path)
 				if err != nil {
 					return fmt.Errorf("write report: %w", err)
 				}
@@ -41,30 +46,40 @@ right, or a test fails.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "also tell where the order of rules decides")
+	cmd.Flags().IntVar(&cfg.MaxScan, "max-scan", policy.DefaultMaxScan, "warn of rules that go through more than `N` elements for a packet")
 	bindBundleFlags(cmd.Flags(), &bundle)
 	return cmd
 }
 
+// checkFlags are the flags of check.
+type checkFlags struct {
+	cfg             policy.CheckConfig
+	bundle          *config.Bundle
+	asJSON, verbose bool
+}
+
 // checkOne checks one policy and prints the report. A problem is the policy's,
 // an error the report's.
-func checkOne(cmd *cobra.Command, e env, path string, c *config.Bundle, asJSON bool) (problem, err error) {
+func checkOne(cmd *cobra.Command, e env, f checkFlags, path string) (problem, err error) {
 	if path == "" {
 		return errors.New("the path of the policy is empty (name a .rego file or a directory that holds one)"), nil
 	}
-	bundle, problem := newBundle(c, path)
+	bundle, problem := newBundle(f.bundle, path)
 	if problem != nil {
 		return problem, nil
 	}
-	report, problem := policy.Check(cmd.Context(), policy.Source{Path: path, Bundle: bundle})
+	report, problem := f.cfg.Check(cmd.Context(), policy.Source{Path: path, Bundle: bundle})
 	if problem != nil {
 		return problem, nil
 	}
-	if asJSON {
-		enc := json.NewEncoder(e.stdout)
-		enc.SetIndent("", "  ")
-		err = enc.Encode(report)
+	if f.asJSON {
+		err = printJSON(e.stdout, report)
 	} else {
 		err = report.WriteText(e.stdout)
+	}
+	if f.verbose && !f.asJSON && err == nil {
+		err = report.WriteNotes(e.stdout)
 	}
 	if n := report.Failed(); n > 0 {
 		problem = fmt.Errorf("%s: %d of its tests failed", path, n)

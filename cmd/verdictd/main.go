@@ -111,7 +111,7 @@ Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 	root.SetHelpCommand(newHelpCommand())
 	root.AddCommand(
 		newRunCommand(e), newUpgradeCommand(e), newStatusCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
-		newSchemaCommand(e), newRulesCommand(e),
+		newSchemaCommand(e), newRulesCommand(e), newEvalCommand(e), newWhyCommand(e),
 		newHookCommand(e), newDemoCommand(e), newManCommand(e),
 	)
 	strictCompletion(root)
