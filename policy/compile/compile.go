@@ -216,13 +216,20 @@ func (p *Program) Evaluate(f *rules.Facts, d *rules.Decision) (err error) {
 			err = fmt.Errorf("evaluate policy: panic: %v\n%s", r, debug.Stack())
 		}
 	}()
+	err = p.run(m, f, d)
+	p.machines.Put(m)
+	return err
+}
+
+// run is Evaluate on a machine.
+func (p *Program) run(m *machine, f *rules.Facts, d *rules.Decision) error {
 	m.begin(f, p.sizes, p.in.Budget)
-	if err = p.decide(m, d); err != nil {
+	err := p.decide(m, d)
+	if err != nil {
 		*d = rules.Decision{}
 	}
 	d.Reads = m.loaded
 	m.end()
-	p.machines.Put(m)
 	return err
 }
 

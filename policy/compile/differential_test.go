@@ -202,6 +202,7 @@ type comparison struct {
 	current *record
 	ref     *reference
 	program *Program
+	doubts  int // evaluations that were left to topdown, which decided
 }
 
 var errRefused = errors.New("OPA refuses the policy")
@@ -251,8 +252,11 @@ func (c *comparison) compare(s sample, d *rules.Decision) string {
 		spelled = want.String()
 	}
 	switch {
-	case Doubtful(err):
-		return "" // left to topdown, whatever it says
+	case Doubtful(err): // left to topdown, whatever it says
+		if wantErr == nil {
+			c.doubts++
+		}
+		return ""
 	case (err != nil) != (wantErr != nil):
 		return fmt.Sprintf("error %v, want %v", err, wantErr)
 	case err == nil && d.Rule != spelled:
@@ -261,9 +265,10 @@ func (c *comparison) compare(s sample, d *rules.Decision) string {
 	return ""
 }
 
-// tally counts what a run compared.
+// tally counts what a run compared. Of the errors, doubts are those on which
+// topdown decided.
 type tally struct {
-	policies, refused, unsupported, comparisons, errors, undefined int
+	policies, refused, unsupported, comparisons, errors, doubts, undefined int
 }
 
 func (t *tally) add(u tally) {
@@ -272,6 +277,7 @@ func (t *tally) add(u tally) {
 	t.unsupported += u.unsupported
 	t.comparisons += u.comparisons
 	t.errors += u.errors
+	t.doubts += u.doubts
 	t.undefined += u.undefined
 }
 
@@ -298,6 +304,7 @@ func differ(t *testing.T, seed uint64, samples []sample) (sum tally) {
 			return sum
 		}
 		sum.comparisons++
+		sum.doubts = c.doubts
 		switch d.Rule {
 		case "":
 			sum.errors++
