@@ -173,3 +173,19 @@ func runShadow(t *testing.T, s *Shadow, report func(*Mismatch)) (stop func()) {
 		wg.Wait()
 	}
 }
+
+// Errors are counted by the rule that is to blame.
+func TestErrorsByPlace(t *testing.T) {
+	p := load1(t, source(`package verdictd
+verdict := "accept" if input.dst_port < 100
+verdict := "drop" if input.dst_port < 50
+`))
+	var d rules.Decision
+	for port := range uint16(80) {
+		_ = p.Evaluate(tcpTo(port), &d) // the errors are what is counted
+	}
+	got := p.Stats()
+	if got.Errors != 50 || len(got.Places) != 1 || got.Places["p.rego:2:1"]+got.Places["p.rego:3:1"] != 50 {
+		t.Errorf("got %+v, want 50 errors at one of the two rules", got)
+	}
+}

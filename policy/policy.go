@@ -3,6 +3,8 @@ package policy
 import (
 	"context"
 	"errors"
+	"maps"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,7 +31,20 @@ type Policy struct {
 	longPoll bool   // the server offers it
 
 	overruns, failures atomic.Uint64
+
+	mu     sync.Mutex
+	places map[string]uint64 // errors by what is to blame
 }
+
+// maxPlaces bounds the places that errors are counted by.
+const maxPlaces = 100
+
+// What errors without a place in the policy are counted by.
+const (
+	overBudget    = "over budget"
+	wrongDecision = "decision of a wrong form"
+	otherPlaces   = "other places"
+)
 
 // evaluator is what runs a policy: OPA's topdown, or what takes its place.
 // It fills in all of d but Reads, and is safe for concurrent use.
@@ -41,6 +56,10 @@ type evaluator interface {
 type Stats struct {
 	Overruns uint64 // evaluations that took longer than the budget
 	Errors   uint64 // all other errors: conflicts, malformed decisions
+
+	// Places are both by what is to blame: the rule's file:line:column, or in
+	// words what it was. Nil if there was no error.
+	Places map[string]uint64
 }
 
 // Load reads, checks and tests the policy at src. A policy whose own tests
@@ -131,7 +150,22 @@ func (p *Policy) Reads() rules.FieldSet { return p.reads }
 
 // Stats returns the counters since the policy was loaded.
 func (p *Policy) Stats() Stats {
-	return Stats{Overruns: p.overruns.Load(), Errors: p.failures.Load()}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Stats{Overruns: p.overruns.Load(), Errors: p.failures.Load(), Places: maps.Clone(p.places)}
+}
+
+// blame counts an error by its place.
+func (p *Policy) blame(place string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.places == nil {
+		p.places = map[string]uint64{}
+	}
+	if _, known := p.places[place]; !known && len(p.places) >= maxPlaces {
+		place = otherPlaces
+	}
+	p.places[place]++
 }
 
 // Evaluate decides about one packet; it implements engine.Evaluator.
@@ -150,10 +184,16 @@ func (p *Policy) Evaluate(f *rules.Facts, d *rules.Decision) error {
 		return nil
 	}
 	*d = rules.Decision{Reads: p.reads}
+	place := wrongDecision
+	if at, ok := errors.AsType[*Error](err); ok {
+		place = at.Place()
+	}
 	if _, over := errors.AsType[*BudgetError](err); over {
 		p.overruns.Add(1)
+		place = overBudget
 	} else {
 		p.failures.Add(1)
 	}
+	p.blame(place)
 	return err
 }

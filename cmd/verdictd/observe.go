@@ -41,6 +41,9 @@ type policyStatus struct {
 	Loaded     time.Time `json:"loaded"`
 	Engine     string    `json:"engine"` // compiled or topdown
 
+	// Errors of the policy in use by the place in it that is to blame.
+	ErrorsAt map[string]uint64 `json:"errors_at,omitempty"`
+
 	// Decisions of compiled policies that OPA's evaluator made too, and those
 	// of them that it made in another way.
 	Compared   uint64 `json:"compared"`
@@ -228,7 +231,7 @@ func (d *daemon) status() (*status, error) {
 	st.Policy = policyStatus{
 		Source: d.source().String(), Generation: snapshot.Generation, SHA256: snapshot.Hash, Loaded: o.loaded,
 		Evaluations: s.Evaluated, Errors: s.PolicyErrors, Overruns: o.overruns + o.policy.Stats().Overruns,
-		Engine: o.policy.Engine().String(),
+		Engine: o.policy.Engine().String(), ErrorsAt: o.policy.Stats().Places,
 	}
 	shadow := d.shadow.Stats()
 	st.Policy.Compared, st.Policy.Mismatches = shadow.Compared, shadow.Mismatches

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os/signal"
 	"slices"
 	"strings"
@@ -138,6 +139,9 @@ func (st *status) write(w io.Writer, now time.Time) error {
 		st.Flows.Offloaded, st.Flows.OffloadedPackets)
 	fmt.Fprintf(&b, "policy     %d evaluations, %d errors, %d of them over budget; %d compared with OPA, %d differed\n",
 		st.Policy.Evaluations, st.Policy.Errors, st.Policy.Overruns, st.Policy.Compared, st.Policy.Mismatches)
+	for _, place := range slices.Sorted(maps.Keys(st.Policy.ErrorsAt)) {
+		fmt.Fprintf(&b, "           %d errors: %s\n", st.Policy.ErrorsAt[place], place)
+	}
 	fmt.Fprintf(&b, "packets    %d known flow, %d reply, %d related, %d malformed, %d would have been dropped\n",
 		st.Judged.Known, st.Judged.Established, st.Judged.Related, st.Judged.Malformed, st.Judged.WouldDrop)
 	fmt.Fprintf(&b, "audit log  %d events, %d lost, %d unwritten, %d write errors\n",
