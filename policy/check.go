@@ -84,7 +84,7 @@ func (cfg CheckConfig) Check(ctx context.Context, src Source) (*Report, error) {
 		Reads:     paths(p.fields, p.reads, func(*rules.Field) bool { return true }),
 		PerPacket: paths(p.fields, p.reads, func(f *rules.Field) bool { return f.Scope == rules.PerPacket }),
 	}
-	loaded, err := newPolicy(ctx, p, src)
+	loaded, err := newPolicy(ctx, p, src, nil)
 	if err != nil {
 		return nil, err
 	}

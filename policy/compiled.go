@@ -62,9 +62,18 @@ type compiled struct {
 	distrusted atomic.Bool
 }
 
-// newCompiled compiles a policy. The error is *compile.Unsupported, or tells
-// of a fault of the compiler.
-func newCompiled(ctx context.Context, p *program, reference *interpreter) (*compiled, error) {
+// newCompiled compiles a policy. If it has the rules of old, which may be nil,
+// and other data, only what is made of the data is made anew. The error is
+// *compile.Unsupported, or tells of a fault of the compiler.
+func newCompiled(ctx context.Context, p *program, reference *interpreter, old *Policy) (*compiled, error) {
+	c := &compiled{reference: reference, reads: p.reads, hash: p.hash}
+	if old != nil && old.program.compiler == p.compiler {
+		if before, ok := old.eval.(*compiled); ok && before.reference.budget == reference.budget {
+			var err error
+			c.program, err = before.program.WithData(p.data)
+			return c, err
+		}
+	}
 	in := compile.Input{
 		Modules: p.live, Data: p.data, Capabilities: p.caps,
 		Undefined: rules.Decision{Rule: defaultRule, Log: true},
@@ -76,11 +85,9 @@ func newCompiled(ctx context.Context, p *program, reference *interpreter) (*comp
 	if p.hasVerdict {
 		in.Entries = append(in.Entries, compile.Entry{Path: "verdictd/" + verdictRule, Decode: decodeVerdict})
 	}
-	program, err := compile.Compile(ctx, in, p.fields)
-	if err != nil {
-		return nil, err
-	}
-	return &compiled{program: program, reference: reference, reads: p.reads, hash: p.hash}, nil
+	var err error
+	c.program, err = compile.Compile(ctx, in, p.fields)
+	return c, err
 }
 
 // evaluate implements evaluator. It sets d.Reads to what this decision depends

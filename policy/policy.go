@@ -98,10 +98,10 @@ func load(ctx context.Context, src Source, files []file, old *Policy) (*Policy, 
 			return nil, errs.sorted()
 		}
 	}
-	return newPolicy(ctx, p, src)
+	return newPolicy(ctx, p, src, old)
 }
 
-func newPolicy(ctx context.Context, p *program, src Source) (*Policy, error) {
+func newPolicy(ctx context.Context, p *program, src Source, old *Policy) (*Policy, error) {
 	budget := src.Budget
 	if budget <= 0 {
 		budget = DefaultBudget
@@ -118,7 +118,7 @@ func newPolicy(ctx context.Context, p *program, src Source) (*Policy, error) {
 		policy.notCompiled = errDistrusted
 		return policy, nil
 	}
-	c, err := newCompiled(ctx, p, reference)
+	c, err := newCompiled(ctx, p, reference, old)
 	if err != nil {
 		policy.notCompiled = err
 		return policy, ctx.Err()
