@@ -21,7 +21,8 @@ import (
 )
 
 // TestLabKill kills verdictd and sees what becomes of packets, with rules that
-// close and rules that open, until another one runs.
+// close and rules that open, until another one runs. Every packet is counted, so
+// none is to pass by the queue.
 func TestLabKill(t *testing.T) {
 	tests := []struct {
 		name string
@@ -29,8 +30,8 @@ func TestLabKill(t *testing.T) {
 		rule string // the user's, if not empty
 		pass bool   // with nobody at the queue
 	}{
-		{"own rules, closed", []string{"--hook", "output"}, "", false},
-		{"own rules, open", []string{"--hook", "output", "--fail", "open"}, "", true},
+		{"own rules, closed", []string{"--hook", "output", "--offload", "off"}, "", false},
+		{"own rules, open", []string{"--hook", "output", "--fail", "open", "--offload", "off"}, "", true},
 		{"user's rules", nil, "OUTPUT -j NFQUEUE --queue-num 0", false},
 		{"user's rules, bypass", nil, "OUTPUT -j NFQUEUE --queue-num 0 --queue-bypass", true},
 		{"-j QUEUE", nil, "OUTPUT -j QUEUE", false},
@@ -199,7 +200,7 @@ func TestLabStartAndStopUnderTraffic(t *testing.T) {
 	})
 	var judged uint64
 	for range rounds {
-		d := startDaemon(t, net.Client, portsPolicy, "--hook", "output")
+		d := startDaemon(t, net.Client, portsPolicy, "--hook", "output", "--offload", "off")
 		const enough = 200
 		if !lab.Poll(wait, func() bool { return d.queued() >= enough }) {
 			t.Errorf("got %d packets queued, want at least %d", d.queued(), enough)

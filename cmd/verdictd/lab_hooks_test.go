@@ -109,7 +109,7 @@ func TestLabFragmentsWhole(t *testing.T) {
 			if hook == "forward" {
 				ns = net.Router
 			}
-			d := startDaemon(t, ns, portsPolicy, "--hook", hook)
+			d := startDaemon(t, ns, portsPolicy, "--hook", hook, "--offload", "off") // each packet is counted
 			const count, size = 50, 3000
 			good, bad := sink(t, net.Server, sinkPort), sink(t, net.Server, deniedSinkPort)
 			var fragments []*lab.Capture
