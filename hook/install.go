@@ -68,7 +68,33 @@ func (r *Ruleset) install() error {
 	if err := k.probe(&r.plan); err != nil {
 		return explain(what, err)
 	}
-	return explain(what, k.replace(old, r.plan.build()))
+	t := r.plan.build()
+	policies := t.open()
+	if err := k.replace(old, t); err != nil {
+		return explain(what, err)
+	}
+	if len(policies) == 0 {
+		return nil
+	}
+	for c, policy := range policies {
+		c.Policy = policy
+		k.conn.AddChain(c)
+	}
+	return explain(what, k.conn.Flush())
+}
+
+// open makes the policy of every chain accept, and returns those that are to be
+// put in force afterwards. A new chain meets packets with its policy a moment
+// before its rules are there.
+func (t *tree) open() map[*nftables.Chain]*nftables.ChainPolicy {
+	accept := nftables.ChainPolicyAccept
+	policies := map[*nftables.Chain]*nftables.ChainPolicy{}
+	for i := range t.chains {
+		if c := t.chains[i].chain; c.Policy != nil && *c.Policy != accept {
+			policies[c], c.Policy = c.Policy, &accept
+		}
+	}
+	return policies
 }
 
 // Restore installs the ruleset again, with the marks in use, after somebody else

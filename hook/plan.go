@@ -89,7 +89,8 @@ func (p *plan) plain(name string, fill func(*branch)) branch {
 // base makes the chain of a hook.
 func (p *plan) base(h Hook) branch {
 	b := newBase(p.Config, p.table(), h)
-	if p.marks.Mask != 0 && !p.Bypass && !p.stopped {
+	closed := p.marks.Mask != 0 && !p.Bypass
+	if closed {
 		policy := nftables.ChainPolicyDrop
 		b.chain.Policy = &policy
 	}
@@ -97,10 +98,14 @@ func (p *plan) base(h Hook) branch {
 		b.exclude(p.Config, h)
 	}
 	p.judged(&b, h)
-	if p.stopped && p.marks.Accept == 0 {
-		return b
+	if !p.stopped || p.marks.Accept != 0 {
+		b.add("flows already decided", nil, &expr.Verdict{Kind: expr.VerdictJump, Chain: offloadChain})
 	}
-	b.add("flows already decided", nil, &expr.Verdict{Kind: expr.VerdictJump, Chain: offloadChain})
+	if p.stopped && closed {
+		// A rule, not another policy: rules change in one moment, and a policy
+		// in another, between which packets would be dropped.
+		b.add("stopped", nil, &expr.Verdict{Kind: expr.VerdictAccept})
+	}
 	if p.stopped {
 		return b
 	}
