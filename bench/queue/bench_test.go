@@ -56,7 +56,7 @@ func TestPeersAnswerEverything(t *testing.T) {
 		}
 	}
 	if left != "" {
-		t.Run("C", func(t *testing.T) { t.Skip("needs a C compiler:", left) })
+		t.Run("C", func(t *testing.T) { t.Skip("missing capability: a C compiler:", left) })
 	}
 }
 

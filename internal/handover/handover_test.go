@@ -150,10 +150,10 @@ func TestSendTooMuch(t *testing.T) {
 }
 
 // TestChild is not a test: it is the child of TestKeeper, which tells what it
-// was given.
+// was given. Started by itself it has nothing to tell.
 func TestChild(t *testing.T) {
 	if !Kept() {
-		t.Skip("is the child of TestKeeper")
+		return
 	}
 	files := Given()
 	if Given() != nil || os.Getenv(countEnv) != "" {
