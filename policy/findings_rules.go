@@ -263,7 +263,7 @@ func (r *region) rest(in *rules.Input) (words string, ok bool) {
 func (r *region) value(f *rules.Field) string {
 	if _, limited := r.fields[f.Path]; !limited {
 		switch {
-		case f.Kind == rules.String || f.Scope == rules.PerSocket:
+		case f.Kind == rules.String || f.Scope == rules.PerSocket || f.Scope == rules.PerOwner:
 			return ""
 		case f.Path == "ip.ttl":
 			return "64"

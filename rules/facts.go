@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
 )
 
 // Facts is everything a policy may ask about one packet. It is the record
@@ -16,6 +17,10 @@ type Facts struct {
 
 	// Names of the interfaces Meta.In and Meta.Out; empty if there is none.
 	InInterface, OutInterface string
+
+	// Owner is who owns the local socket of the packet; nil if nobody was asked,
+	// as in a replay.
+	Owner *process.Owner
 }
 
 // Kind is the type of a field.
@@ -48,6 +53,9 @@ const (
 	// packet of a flow in which they are present; packets that the kernel
 	// sends for a closed socket lack them.
 	PerSocket
+	// PerOwner fields say who owns the local socket (Facts.Owner). They change
+	// with the owner, all at once, which Owner.ID tells.
+	PerOwner
 	// PerPacket fields may differ from packet to packet.
 	PerPacket
 )
@@ -55,14 +63,15 @@ const (
 // Final returns whether the field has the same value in all packets of one
 // direction of a flow of IP protocol proto. A decision that read no other fields
 // holds for the whole flow. The fields of another transport protocol are absent
-// for good. hasOwner says that the sending socket is known. Its fields count for
+// for good. hasOwner says that the socket's owner is known, for a PerSocket field
+// by the packet's uid, for a PerOwner field by Facts.Owner. Such fields count for
 // TCP only: with other protocols another socket can take over the ports without
 // a packet that shows it.
 func (f *Field) Final(proto uint8, hasOwner bool) bool {
 	switch f.Scope {
 	case PerFlow:
 		return true
-	case PerSocket:
+	case PerSocket, PerOwner:
 		return hasOwner && proto == packet.ProtoTCP
 	}
 	group, _, _ := strings.Cut(f.Path, ".")

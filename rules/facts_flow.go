@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
 )
 
 // flowForm is how ParseFlow wants its text.
@@ -87,7 +88,24 @@ func flowFacts(proto, src, dst string) (*Facts, error) {
 		p.Version = 6
 	}
 	p.Echo = p.IsICMP()
-	return &Facts{Meta: &packet.Meta{HasUID: true, HasGID: true}, Packet: p, InInterface: "?", OutInterface: "?"}, nil
+	return &Facts{
+		Meta: &packet.Meta{HasUID: true, HasGID: true}, Packet: p, InInterface: "?", OutInterface: "?", Owner: AnyOwner(),
+	}, nil
+}
+
+// AnyOwner returns an owner that has every fact there is about owners, for
+// inputs of which nothing is known: see Input.Forget.
+func AnyOwner() *process.Owner {
+	p := &process.Process{
+		PID: 1, Start: 1, Comm: "?", Cmdline: "?", TTY: "?", Exe: process.Exe{Path: "?", Inside: "?", Inode: 1, SHA256: "?"},
+	}
+	for range process.MaxParents {
+		p.Parents = append(p.Parents, process.Parent{PID: 1, Exe: "?", Comm: "?"})
+	}
+	return &process.Owner{
+		HasUID: true, HasGID: true, User: "?", Process: p,
+		Cgroup: process.Cgroup{Path: "?", Unit: "?", Slice: "?", ContainerID: "?", Runtime: "?", PodUID: "?"},
+	}
 }
 
 // parseEnd reads an address with or without a port.

@@ -13,7 +13,7 @@ import (
 func Fields() []Field {
 	var all []Field
 	for _, group := range [][]Field{
-		packetFields(), ipFields(), portFields(), tcpFields(), udpFields(), icmpFields(), placeFields(), ownerFields(), timeFields(),
+		packetFields(), ipFields(), portFields(), tcpFields(), udpFields(), icmpFields(), placeFields(), socketFields(), processFields(), cgroupFields(), parentFields(), timeFields(),
 	} {
 		all = append(all, group...)
 	}
@@ -140,7 +140,7 @@ func placeFields() []Field {
 	}
 }
 
-func ownerFields() []Field {
+func socketFields() []Field {
 	return []Field{
 		{Path: "uid", Kind: Int, Scope: PerSocket, Max: 1<<32 - 1,
 			Doc: "User id of the local socket: at output of the one that sends the packet, at input of the one that receives it. Absent where the kernel knows none: forwarded packets, most first packets that come in, packets the kernel itself sends.",

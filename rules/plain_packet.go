@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
 )
 
 // packetForm is how ParsePacket wants its text.
@@ -152,7 +153,49 @@ func (d *described) pair(key, value string) error {
 		d.m.Time = at.UnixNano()
 		return nil
 	}
+	if to := d.text(key); to != nil {
+		*to = value
+		return nil
+	}
 	return d.number(key, value)
+}
+
+// ownerKeys are the keys of text that is about the owner of the socket.
+func ownerKeys() []string {
+	return []string{"exe", "exe-sha256", "comm", "parent-exe", "unit", "slice", "cgroup", "container", "pod", "process-user"}
+}
+
+// text returns where the text of a key about the owner belongs, nil if it is no
+// such key.
+func (d *described) text(key string) *string {
+	if !slices.Contains(ownerKeys(), key) {
+		return nil
+	}
+	if d.f.Owner == nil {
+		d.f.Owner = &process.Owner{Source: process.BPFFlow, Process: &process.Process{Parents: make([]process.Parent, 1)}}
+	}
+	o := d.f.Owner
+	switch key {
+	case "exe":
+		return &o.Process.Exe.Path
+	case "exe-sha256":
+		return &o.Process.Exe.SHA256
+	case "comm":
+		return &o.Process.Comm
+	case "parent-exe":
+		return &o.Process.Parents[0].Exe
+	case "unit":
+		return &o.Cgroup.Unit
+	case "slice":
+		return &o.Cgroup.Slice
+	case "cgroup":
+		return &o.Cgroup.Path
+	case "container":
+		return &o.Cgroup.ContainerID
+	case "pod":
+		return &o.Cgroup.PodUID
+	}
+	return &o.User
 }
 
 // number reads a value that is a number, or the name of an ICMP type.
@@ -161,7 +204,7 @@ func (d *described) number(key, value string) error {
 	set, ok := setters[key]
 	switch {
 	case !ok:
-		return fmt.Errorf("there is no key %q, want in, out, flags, time, %s", key, strings.Join(slices.Sorted(maps.Keys(setters)), ", "))
+		return fmt.Errorf("there is no key %q, want in, out, flags, time, %s, %s", key, strings.Join(slices.Sorted(maps.Keys(setters)), ", "), strings.Join(ownerKeys(), ", "))
 	case (key == "type" || key == "code") && !d.p.IsICMP():
 		return fmt.Errorf("%s=%s: the packet is not ICMP of its own family", key, value)
 	}
