@@ -23,17 +23,17 @@ func (g *policyGen) fresh() string {
 
 // Pools. Facts and policies draw from the same values, so that they meet.
 func intFields() []string {
-	return []string{"src_port", "dst_port", "tcp.dst_port", "udp.dst_port", "packet.length", "ip.ttl", "ip.protocol_number", "uid", "gid", "mark", "ip.version", "icmp.type", "time.hour", "tcp.window"}
+	return []string{"src_port", "dst_port", "tcp.dst_port", "udp.dst_port", "packet.length", "ip.ttl", "ip.protocol_number", "uid", "gid", "mark", "ip.version", "icmp.type", "time.hour", "tcp.window", "process.pid", "process.uid", "process.parents.1.pid"}
 }
 
 func stringFields() []string {
-	return []string{"ip.protocol", "hook", "direction", "interface.in", "interface.out", "packet.status"}
+	return []string{"ip.protocol", "hook", "direction", "interface.in", "interface.out", "packet.status", "process.exe", "process.unit", "process.source", "process.container.id", "process.parents.2.exe"}
 }
 
 func addrFields() []string { return []string{"ip.src", "ip.dst"} }
 
 func boolFields() []string {
-	return []string{"tcp.flags.syn", "tcp.flags.ack", "tcp.flags.rst", "ip.fragment"}
+	return []string{"tcp.flags.syn", "tcp.flags.ack", "tcp.flags.rst", "ip.fragment", "process.exe_deleted"}
 }
 
 func intPool() []int64 {
@@ -41,7 +41,7 @@ func intPool() []int64 {
 }
 
 func stringPool() []string {
-	return []string{"tcp", "udp", "icmp", "in", "out", "forward", "input", "output", "eth0", "eth0.100", "wlan0", "lo", "ok", "fragment", "10.0.0.1", "80"}
+	return []string{"tcp", "udp", "icmp", "in", "out", "forward", "input", "output", "eth0", "eth0.100", "wlan0", "lo", "ok", "fragment", "10.0.0.1", "80", "/usr/bin/curl", "/bin/sh", "ci.service", "bpf-flow"}
 }
 
 func addrPool() []string {
@@ -82,9 +82,22 @@ func (g *policyGen) list(n int, elem func() string) string {
 	return strings.Join(out, ", ")
 }
 
-func (g *policyGen) intField() string  { return "input." + pick(g.r, intFields()...) }
-func (g *policyGen) strField() string  { return "input." + pick(g.r, stringFields()...) }
+func (g *policyGen) intField() string  { return ref(pick(g.r, intFields()...)) }
+func (g *policyGen) strField() string  { return ref(pick(g.r, stringFields()...)) }
 func (g *policyGen) addrField() string { return "input." + pick(g.r, addrFields()...) }
+
+// ref writes the path of a field as Rego: a key that is a number in brackets.
+func ref(path string) string {
+	text := "input"
+	for key := range strings.SplitSeq(path, ".") {
+		if key[0] >= '0' && key[0] <= '9' {
+			text += fmt.Sprintf("[%q]", key)
+			continue
+		}
+		text += "." + key
+	}
+	return text
+}
 
 func (g *policyGen) text() string {
 	switch g.r.IntN(8) {
@@ -140,7 +153,7 @@ func (g *policyGen) collection() string {
 	case 6:
 		return fmt.Sprintf("{%s, %s}", g.text(), g.addrField())
 	case 7:
-		return pick(g.r, "input.tcp", "input.tcp.flags", "input.ip", "input.udp", "input.interface")
+		return pick(g.r, "input.tcp", "input.tcp.flags", "input.ip", "input.udp", "input.interface", "input.process", "input.process.parents", "input.process.container")
 	case 8:
 		return pick(g.r, "parts", "names", "data.lib.groups", "hits", "table")
 	}
@@ -197,7 +210,9 @@ func (g *policyGen) cond() string {
 // loops are conditions over collections.
 func (g *policyGen) loops() string {
 	v, w := g.fresh(), g.fresh()
-	switch g.r.IntN(10) {
+	switch g.r.IntN(11) {
+	case 9:
+		return fmt.Sprintf("some %s in input.process.parents\n\t%s.%s == %s", v, v, pick(g.r, "exe", "comm", "pid"), g.literal())
 	case 0:
 		return fmt.Sprintf("some %s in %s\n\tnet.cidr_contains(%s, %s)", v, pick(g.r, "data.nets", "data.manynets", "["+g.list(3, g.netLit)+"]"), v, g.addrField())
 	case 1:
