@@ -88,6 +88,8 @@ type entry struct {
 	bytes       [2]uint64
 	slot        [2]slot
 	uid, gid    uint32 // of the initiator's socket
+	owner       uint32 // of the local socket: its number in the worker's owners, 0 if none
+	changes     uint32 // what Attributor.Changes said when the owner was looked for
 	repeats     uint32 // dropped packets not yet reported
 	reported    uint32 // Unix seconds of the last event about drops
 	known       uint8  // hasUID ...

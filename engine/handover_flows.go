@@ -99,12 +99,13 @@ func (w *Worker) add(e *entry) {
 }
 
 // distrust makes a slot that refers to a decision or shape which was not handed
-// over hold for nothing: its next packet is judged anew.
+// over hold for nothing: its next packet is judged anew. So does one that holds
+// for an owner: their numbers mean nothing in another process.
 func (w *Worker) distrust(s *slot) {
 	if s.epoch != w.known.epoch || s.shape == noReuse {
 		return
 	}
-	if int(s.decision) >= len(w.known.list) || int(s.shape) >= len(w.known.shapes) {
+	if int(s.decision) >= len(w.known.list) || int(s.shape) >= len(w.known.shapes) || w.known.shapes[s.shape].owner {
 		s.shape = noReuse
 	}
 }

@@ -18,6 +18,7 @@ func (w *Worker) evaluate() (*rules.Decision, error) {
 		w.counts.PolicyErrors++
 		w.said = rules.Decision{Action: w.failAction(), Log: true, Reads: w.said.Reads}
 	}
+	w.pending = w.hashMissing(&w.said.Reads)
 	w.out.Error = err
 	return &w.said, err
 }
@@ -45,7 +46,7 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 		return w.finish(nil, packet.Accept, ReasonEstablished)
 	}
 	before := e.slot[dir]
-	e.reset = e.reset || e.packets[0]+e.packets[1] == 1 && w.midstream(m, d.Reads)
+	e.reset = e.reset || e.packets[0]+e.packets[1] == 1 && w.midstream(d.Reads)
 	v := w.conclude(d, w.refusal(e, d), err)
 	w.remember(&e.slot[dir], d, err)
 	w.settle(e, &e.slot[dir])

@@ -21,7 +21,7 @@ func (w *Worker) event(kind logsink.EventKind, m *packet.Meta) *logsink.Event {
 	}
 	*ev = logsink.Event{
 		Kind: kind, Flow: w.out.Flow, Action: w.out.Action, Decision: w.out.Decision,
-		Reason: w.out.Reason, Monitor: w.out.Monitor,
+		Reason: w.out.Reason, Monitor: w.out.Monitor, Owner: w.facts.Owner,
 	}
 	ev.Generation, ev.Policy = w.now.Generation, w.now.Hash
 	ev.SetPacket(m, &w.pkt)
@@ -93,6 +93,8 @@ func (w *Worker) countRepeat(e *entry, s *slot, m *packet.Meta) {
 
 // endFlow logs the end of a flow that was logged at its start.
 func (w *Worker) endFlow(e *entry, why string) {
+	owner := w.owners.get(e.owner)
+	w.owners.give(e.owner)
 	if why == endEvicted {
 		w.counts.FlowsEvict++
 	}
@@ -115,7 +117,7 @@ func (w *Worker) endFlow(e *entry, why string) {
 		Hook: e.hook, Protocol: e.key.protocol, Status: packet.OK,
 		Src: src.Addr(), Dst: dst.Addr(), SrcPort: src.Port(), DstPort: dst.Port(),
 		HasPorts: e.known&hasPorts != 0,
-		HasUID:   e.known&hasUID != 0, UID: e.uid, HasGID: e.known&hasGID != 0, GID: e.gid,
+		HasUID:   e.known&hasUID != 0, UID: e.uid, HasGID: e.known&hasGID != 0, GID: e.gid, Owner: owner,
 		Packets: e.packets, Bytes: e.bytes, Offloaded: e.offloaded, Decision: d, Reason: ReasonPolicy,
 	}
 	if e.initiator == 1 {

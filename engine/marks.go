@@ -23,10 +23,12 @@ type Marks struct {
 }
 
 // outside are the fields whose value may change during a flow, by what the flow
-// is: a decision that read one of them is not final.
+// is: a decision that read one of them is not final. Those of socket and owner
+// hold for a TCP connection once they are known.
 type outside struct {
-	tcp, tcpOwned, udp, icmp, other rules.FieldSet
-	socket                          rules.FieldSet // those of the sending socket
+	tcp, udp, icmp, other rules.FieldSet
+	socket, owner         rules.FieldSet
+	hash                  int // the field process.exe_sha256
 }
 
 func newOutside(fields []rules.Field) (o outside) {
@@ -35,32 +37,34 @@ func newOutside(fields []rules.Field) (o outside) {
 		for _, of := range []struct {
 			set   *rules.FieldSet
 			proto uint8
-			owned bool
 		}{
-			{&o.tcp, packet.ProtoTCP, false}, {&o.tcpOwned, packet.ProtoTCP, true},
-			{&o.udp, packet.ProtoUDP, false}, {&o.icmp, packet.ProtoICMP, false}, {&o.other, 0, false},
+			{&o.tcp, packet.ProtoTCP}, {&o.udp, packet.ProtoUDP}, {&o.icmp, packet.ProtoICMP}, {&o.other, 0},
 		} {
-			if !f.Final(of.proto, of.owned) {
+			if !f.Final(of.proto, true) {
 				of.set.Add(i)
 			}
 		}
-		if f.Scope == rules.PerSocket {
+		switch f.Scope {
+		case rules.PerSocket:
 			o.socket.Add(i)
+		case rules.PerOwner:
+			o.owner.Add(i)
+		}
+		if f.Path == rules.HashPath {
+			o.hash = i
 		}
 	}
 	return o
 }
 
 // of returns the set for a packet.
-func (o *outside) of(p *packet.Packet, owned bool) *rules.FieldSet {
-	switch {
-	case p.Protocol == packet.ProtoTCP && owned:
-		return &o.tcpOwned
-	case p.Protocol == packet.ProtoTCP:
+func (o *outside) of(p *packet.Packet) *rules.FieldSet {
+	switch p.Protocol {
+	case packet.ProtoTCP:
 		return &o.tcp
-	case p.Protocol == packet.ProtoUDP:
+	case packet.ProtoUDP:
 		return &o.udp
-	case p.Protocol == packet.ProtoICMP, p.Protocol == packet.ProtoICMPv6:
+	case packet.ProtoICMP, packet.ProtoICMPv6:
 		return &o.icmp
 	}
 	return &o.other
@@ -71,7 +75,15 @@ func (o *outside) of(p *packet.Packet, owned bool) *rules.FieldSet {
 // a mark does not: each packet needs it.
 func (w *Worker) final(d *rules.Decision) bool {
 	return d.Action == packet.Accept && !d.SetMark &&
-		!d.Reads.Intersects(*w.engine.outside.of(&w.pkt, w.facts.Meta.HasUID))
+		!d.Reads.Intersects(*w.engine.outside.of(&w.pkt)) && w.ownerKnown(d.Reads) && !w.pending
+}
+
+// ownerKnown returns whether what reads asks of the socket's owner is known, so
+// that absence says something about the owner and not about us.
+func (w *Worker) ownerKnown(reads rules.FieldSet) bool {
+	o, out := w.facts.Owner, &w.engine.outside
+	return (w.facts.Meta.HasUID || !reads.Intersects(out.socket)) &&
+		(o != nil && o.Process != nil || !reads.Intersects(out.owner))
 }
 
 // settle notes whether the packet at hand, of flow e, is accepted by a final
@@ -126,7 +138,7 @@ func (w *Worker) refusal(e *entry, d *rules.Decision) packet.Action {
 	if d.Action != packet.Drop || !w.now.ResetDenied || w.pkt.Protocol != packet.ProtoTCP {
 		return d.Action
 	}
-	if w.pkt.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN {
+	if w.begins() {
 		e.reset = false // a new connection
 	}
 	if !e.reset {
@@ -138,9 +150,8 @@ func (w *Worker) refusal(e *entry, d *rules.Decision) packet.Action {
 // midstream returns whether a packet of no known flow belongs to a connection
 // that has begun earlier. Without the owner of its socket a policy that asks for
 // it cannot be said to deny the connection.
-func (w *Worker) midstream(m *packet.Meta, reads rules.FieldSet) bool {
-	return w.pkt.Protocol == packet.ProtoTCP && w.pkt.TCPFlags&(packet.SYN|packet.RST) == 0 &&
-		(m.HasUID || !reads.Intersects(w.engine.outside.socket))
+func (w *Worker) midstream(reads rules.FieldSet) bool {
+	return w.pkt.Protocol == packet.ProtoTCP && w.pkt.TCPFlags&(packet.SYN|packet.RST) == 0 && w.ownerKnown(reads)
 }
 
 // awaitEvery is how often Await looks.

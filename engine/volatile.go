@@ -22,6 +22,7 @@ const (
 // shape says how the values of a set of volatile fields are packed.
 type shape struct {
 	parts []part
+	owner bool // one of them is the owner of the socket
 }
 
 // part is one field's place: where its bits start and how many they are; the
@@ -33,15 +34,20 @@ type part struct {
 	socket bool // a packet without the field keeps the flow's value
 }
 
+// ownerWidth is the width of the one part that stands for all fields of the
+// owner: its ID.
+const ownerWidth = 33
+
 // newShape returns the shape for the volatile fields among reads; ok is false
 // if their values do not fit.
 func newShape(fields []rules.Field, reads rules.FieldSet) (s shape, ok bool) {
 	used := uint8(0)
 	for i := range fields {
 		f := &fields[i]
-		if !reads.Has(i) || f.Scope == rules.PerFlow {
+		if !reads.Has(i) || f.Scope == rules.PerFlow || f.Scope == rules.PerOwner && s.owner {
 			continue
 		}
+		s.owner = s.owner || f.Scope == rules.PerOwner
 		width, ok := widthOf(f)
 		if !ok || int(used)+int(width) > 64*len(bitsOf{}) {
 			return shape{}, false
@@ -64,6 +70,8 @@ func (v *bitsOf) put(x uint64, start uint8) {
 // widthOf returns how many bits a field's value and presence need.
 func widthOf(f *rules.Field) (width uint8, ok bool) {
 	switch {
+	case f.Scope == rules.PerOwner:
+		return ownerWidth, true
 	case f.Kind == rules.Bool:
 		return 2, true
 	case f.Kind == rules.Int:
@@ -100,6 +108,12 @@ func (v *bitsOf) agrees(w, free *bitsOf) bool {
 }
 
 func (p *part) value(f *rules.Facts, v *rules.Value) (x uint64, present bool) {
+	if p.field.Scope == rules.PerOwner {
+		if f.Owner == nil {
+			return 0, false
+		}
+		return uint64(f.Owner.ID), true
+	}
 	if p.field.Index != nil {
 		n := p.field.Index(f)
 		return uint64(n), n != 0

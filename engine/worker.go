@@ -45,10 +45,13 @@ type Worker struct {
 	value   rules.Value // scratch
 	bits    uint32      // the ruleset's bits of the packet's mark
 	settled bool        // the packet is accepted by a final decision
+	local   packet.Key  // in the direction in which the local socket sends; scratch
+	pending bool        // the evaluation read a hash that will be known later
 	out     Outcome
 	said    rules.Decision // what the policy said last
 
 	known, older knownDecisions
+	owners       owners
 	nextFlow     uint64
 	lastTick     int64
 	published    int64
@@ -92,7 +95,7 @@ func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
 	if w.known.epoch != w.now.epoch {
 		w.older, w.known = w.known, newKnown(w.now.epoch)
 	}
-	w.facts.Meta = m
+	w.facts.Meta, w.facts.Owner = m, nil
 	w.takeMark(m)
 	return w.giveMark(w.handle(m), m)
 }
@@ -176,6 +179,7 @@ func hasFlow(p *packet.Packet) bool {
 
 // handleSingle judges a packet that belongs to no flow.
 func (w *Worker) handleSingle(m *packet.Meta) packet.Verdict {
+	w.attributeSingle(m)
 	d, err := w.evaluate()
 	v := w.conclude(d, d.Action, err)
 	w.logPacket(m)
@@ -209,6 +213,7 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 	if e.expired(m.Time) || w.reopened(e) {
 		w.restart(e, dir, m)
 	}
+	w.attribute(e, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
 	e.reset = e.reset || e.accepted()
@@ -260,8 +265,7 @@ func (w *Worker) answers(e *entry, dir int, m *packet.Meta) bool {
 // reopened returns whether the packet starts a new connection in the place of
 // one that has ended.
 func (w *Worker) reopened(e *entry) bool {
-	return e.closed() && w.pkt.Protocol == packet.ProtoTCP &&
-		w.pkt.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN
+	return e.closed() && w.begins()
 }
 
 // restart ends the flow and lets its entry begin anew, undecided.
@@ -330,6 +334,7 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 		return w.handleSingle(m)
 	}
 	w.begin(e, dir, m)
+	w.attribute(e, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
 	return w.judgeFlow(e, dir, m)

@@ -230,6 +230,9 @@ func appendOwn(b []byte, e *Event) []byte {
 	if e.HasGID {
 		b = number(b, "gid", uint64(e.GID))
 	}
+	if e.Owner != nil {
+		b = appendOwner(b, e.Owner)
+	}
 	if e.Offloaded {
 		b = boolean(b, "offloaded", true)
 	}

@@ -45,6 +45,8 @@ func with(e Event, change func(*Event)) Event {
 func encoderTests() map[string]Event {
 	return map[string]Event{
 		"dropped syn": tcpEvent(),
+		"owned":       with(tcpEvent(), func(e *Event) { e.Owner = ownerTests()[0] }),
+		"contained":   with(tcpEvent(), func(e *Event) { e.Owner = ownerTests()[1] }),
 		"rejected, with host": with(tcpEvent(), func(e *Event) {
 			e.Action, e.Decision.Action = packet.Reject, packet.Reject
 			e.Protocol, e.UDPLength = 17, 20

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/rules"
 )
 
@@ -61,6 +62,7 @@ type Event struct {
 	HasUID     bool
 	HasGID     bool
 	UID, GID   uint32
+	Owner      *process.Owner // of the local socket; nil if nobody was asked
 	Length     uint32
 	TTL, TOS   uint8
 	IPID       uint32

@@ -50,6 +50,7 @@ func AppendPretty(b []byte, e *Event, colour bool) []byte {
 	if e.HasUID {
 		b = count(b, "uid", uint64(e.UID))
 	}
+	b = prettyOwner(b, e)
 	switch e.Kind {
 	case FlowRepeat:
 		b = count(b, "repeat", e.Packets[0])

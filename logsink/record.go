@@ -57,16 +57,17 @@ type line struct {
 
 // ownLine is the part of a record that is verdictd's own.
 type ownLine struct {
-	Queue    *uint16 `json:"queue"`
-	Hook     string  `json:"hook"`
-	OutIface string  `json:"out_iface"`
-	Status   string  `json:"status"`
-	Mark     uint32  `json:"mark"`
-	UID      *uint32 `json:"uid"`
-	GID      *uint32 `json:"gid"`
-	Rule     string  `json:"rule"`
-	Message  string  `json:"message"`
-	Reason   string  `json:"reason"`
+	Queue    *uint16    `json:"queue"`
+	Hook     string     `json:"hook"`
+	OutIface string     `json:"out_iface"`
+	Status   string     `json:"status"`
+	Mark     uint32     `json:"mark"`
+	UID      *uint32    `json:"uid"`
+	GID      *uint32    `json:"gid"`
+	Process  *ownerLine `json:"process"`
+	Rule     string     `json:"rule"`
+	Message  string     `json:"message"`
+	Reason   string     `json:"reason"`
 	Policy   struct {
 		SHA256 string `json:"sha256"`
 	} `json:"policy"`
@@ -171,7 +172,7 @@ func (l *line) facts() (*rules.Facts, error) {
 	if err := l.packet(p); err != nil {
 		return nil, err
 	}
-	f := &rules.Facts{Meta: m, Packet: p, InInterface: l.InIface, OutInterface: l.Own.OutIface}
+	f := &rules.Facts{Meta: m, Packet: p, InInterface: l.InIface, OutInterface: l.Own.OutIface, Owner: l.Own.Process.owner()}
 	if l.EventType == "flow" { // it names no interfaces, though its packets had some
 		f.InInterface, f.OutInterface = "?", "?"
 	}
@@ -276,6 +277,8 @@ func (l *line) carries(path string) bool {
 		return true
 	}
 	switch group {
+	case "process":
+		return l.Own.Process != nil
 	case "tcp":
 		return l.header() != nil
 	case "icmp":

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/rules"
 )
 
@@ -39,19 +40,27 @@ func recordTests() map[string]struct {
 // TestParseRecord reads back what an Encoder wrote: each field is as the
 // packet has it, or unknown because the log does not carry it.
 func TestParseRecord(t *testing.T) {
+	owners := map[string]*process.Owner{}
+	for i, o := range ownerTests() {
+		owners[[]string{"tcp", "udp over ipv6", "echo", "fragment"}[i]] = o
+	}
 	for name, tt := range recordTests() {
+		owner := owners[name]
+		if owner == nil {
+			owner = &process.Owner{}
+		}
 		t.Run(name, func(t *testing.T) {
 			for _, action := range []packet.Action{packet.Drop, packet.Accept, packet.Reject} {
 				e := Event{
 					Kind: FlowDecision, In: "eth0", Out: "wan", Action: action, Reason: "policy", Generation: 1, Policy: "ab", LatencyNS: 9,
-					Decision: &rules.Decision{Action: action, Rule: "r", Reason: "why"},
+					Decision: &rules.Decision{Action: action, Rule: "r", Reason: "why"}, Owner: owner,
 				}
 				e.SetPacket(&tt.m, &tt.p)
 				r, err := ParseRecord(NewEncoder(EncoderConfig{}).Append(nil, &e))
 				if err != nil {
 					t.Fatal(err)
 				}
-				f := &rules.Facts{Meta: &tt.m, Packet: &tt.p, InInterface: e.In, OutInterface: e.Out}
+				f := &rules.Facts{Meta: &tt.m, Packet: &tt.p, InInterface: e.In, OutInterface: e.Out, Owner: owner}
 				compareInput(t, r.Input, f, strings.Fields(tt.lacks))
 				want := Record{EventType: "drop", Action: action, Rule: "r", Message: "why", Cause: "policy", Policy: "ab", LatencyNS: 9}
 				if action == packet.Accept {
@@ -63,6 +72,27 @@ func TestParseRecord(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// ownerTests are owners of every kind.
+func ownerTests() []*process.Owner {
+	curl := &process.Process{
+		PID: 4711, Start: 1790000000e9, Comm: "curl", Cmdline: "curl \"-s\" https://\xc3\xbc", TTY: "pts/3",
+		Exe:     process.Exe{Path: "/usr/bin/curl", Inside: "/usr/bin/curl", Inode: 1 << 40, Device: 2049, SHA256: strings.Repeat("ab", 32)},
+		Parents: []process.Parent{{PID: 4000, Comm: "bash", Exe: "/usr/bin/bash"}, {PID: 1, Comm: "systemd"}},
+	}
+	gone := &process.Process{PID: 5, Exe: process.Exe{Inside: "/app", Deleted: true}}
+	for range process.MaxParents {
+		gone.Parents = append(gone.Parents, process.Parent{PID: 9, Exe: "/p", Comm: "p"})
+	}
+	return []*process.Owner{
+		{ID: 1, Source: process.BPFFlow, UID: 0, GID: 0, HasUID: true, HasGID: true, User: "root", Process: curl,
+			Cgroup: process.Cgroup{ID: 7, Path: "/system.slice/ci.service", Unit: "ci.service", Slice: "system.slice"}},
+		{ID: 2, Source: process.Diag, UID: 1000, HasUID: true, Process: gone,
+			Cgroup: process.Cgroup{Path: "/docker/x", ContainerID: strings.Repeat("0f", 32), Runtime: "docker", PodUID: "a-b"}},
+		{ID: 3, Source: process.Kernel},
+		{ID: 4, Source: process.UIDOnly, UID: 1<<32 - 1, HasUID: true},
 	}
 }
 
@@ -110,7 +140,7 @@ func TestParseRecordKinds(t *testing.T) {
 	}
 	unknown := r.Input.Unknown()
 	for i, f := range rules.Fields() {
-		if wants := f.Scope == rules.PerPacket && f.Path != "packet.status" && !strings.HasPrefix(f.Path, "udp.") && !strings.HasPrefix(f.Path, "icmp."); wants != unknown.Has(i) {
+		if wants := f.Scope == rules.PerOwner || f.Scope == rules.PerPacket && f.Path != "packet.status" && !strings.HasPrefix(f.Path, "udp.") && !strings.HasPrefix(f.Path, "icmp."); wants != unknown.Has(i) {
 			t.Errorf("flow end: %s unknown is %v, want %v", f.Path, unknown.Has(i), wants)
 		}
 	}

@@ -8,6 +8,10 @@ import (
 	"github.com/verdictd/verdictd/process"
 )
 
+// HashPath is the field whose value is computed beside the packets: it can be
+// absent at first and known later.
+const HashPath = "process.exe_sha256"
+
 // processFields are the facts about the process that owns the local socket: at
 // output the one that sends, at input the one that receives or listens. All are
 // absent in a replay, and those that nobody could tell are absent live too, but
@@ -44,7 +48,7 @@ func processFields() []Field {
 		{Path: "process.exe_inside", Kind: String, Scope: PerOwner,
 			Doc: "Path of the program as its own mount namespace has it. Programs can choose it: test the container too.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return str(v, e.Inside) })},
-		{Path: "process.exe_sha256", Kind: String, Scope: PerOwner,
+		{Path: HashPath, Kind: String, Scope: PerOwner,
 			Doc: "SHA-256 of the program's file, in hex. It is computed beside the packets, once for each file, so the first packet of a program that was never seen before may lack it.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return str(v, e.SHA256) })},
 		{Path: "process.exe_inode", Kind: Int, Scope: PerOwner, Max: math.MaxInt64, Doc: "Inode of the program's file.",

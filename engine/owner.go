@@ -1,0 +1,139 @@
+package engine
+
+import (
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
+	"github.com/verdictd/verdictd/rules"
+)
+
+// An Attributor tells who owns the local socket of a packet: at OUTPUT and
+// POSTROUTING the one that sends, at INPUT and PREROUTING the one that receives,
+// at FORWARD that of a local network namespace. Its methods are called by several
+// goroutines at once.
+type Attributor interface {
+	// Owner returns the owner, never nil. m and p are lent. It is asked about
+	// the first packet of a flow, about packets that belong to none, and again
+	// when Changes says so. It may call the operating system, but not wait.
+	Owner(m *packet.Meta, p *packet.Packet) *process.Owner
+
+	// Changes returns a number that is another one whenever Owner may give
+	// another answer about the flow k than before; it is never 0. k is lent, in
+	// the direction in which the local socket sends. It is called for every
+	// packet, so it may only read memory.
+	Changes(k *packet.Key) uint32
+
+	// WantHash asks for the SHA-256 of the owner's program, which a policy read
+	// and which is not known. It does not wait: Owner gives it when it is there.
+	WantHash(o *process.Owner)
+}
+
+// owners are the owners that flows of a worker refer to by number, so that a
+// flow holds no pointer.
+type owners struct {
+	slots []ownerSlot
+	free  []uint32
+	byID  map[uint32]uint32 // numbers, by Owner.ID
+}
+
+type ownerSlot struct {
+	owner *process.Owner
+	flows uint32
+}
+
+// get returns the owner with that number; nil for 0.
+func (t *owners) get(number uint32) *process.Owner {
+	if number == 0 {
+		return nil
+	}
+	return t.slots[number-1].owner
+}
+
+// take returns the owner's number for one more flow.
+func (t *owners) take(o *process.Owner) uint32 {
+	if n, ok := t.byID[o.ID]; ok {
+		t.slots[n-1].flows++
+		return n
+	}
+	if t.byID == nil {
+		t.byID = map[uint32]uint32{}
+	}
+	var n uint32
+	if last := len(t.free) - 1; last >= 0 {
+		n, t.free = t.free[last], t.free[:last]
+	} else {
+		t.slots = append(t.slots, ownerSlot{})
+		n = uint32(len(t.slots))
+	}
+	t.slots[n-1] = ownerSlot{o, 1}
+	t.byID[o.ID] = n
+	return n
+}
+
+// give returns a number that a flow no longer needs.
+func (t *owners) give(number uint32) {
+	if number == 0 {
+		return
+	}
+	s := &t.slots[number-1]
+	if s.flows--; s.flows > 0 {
+		return
+	}
+	delete(t.byID, s.owner.ID)
+	s.owner = nil
+	t.free = append(t.free, number)
+}
+
+// attribute makes the owner of the socket of flow e a fact about the packet. It
+// is looked for only if it may have changed since the flow's last packet, or if
+// the packet begins a TCP connection.
+func (w *Worker) attribute(e *entry, m *packet.Meta) {
+	a := w.engine.cfg.Attributor
+	if a == nil {
+		return
+	}
+	w.local = w.pkt.Key()
+	if m.Hook == packet.Input || m.Hook == packet.Prerouting {
+		w.local = w.local.Reverse()
+	}
+	if now := a.Changes(&w.local); now != e.changes || w.begins() {
+		e.changes = now // read before Owner: what changes meanwhile is seen next time
+		w.replaceOwner(e, a.Owner(m, &w.pkt))
+	}
+	w.facts.Owner = w.owners.get(e.owner)
+}
+
+// replaceOwner takes the owner for that of the flow. A TCP connection keeps the
+// owner that it has if nobody is found now: the rest of a closed socket's packets
+// are sent by the kernel. Any other flow can be another socket's by now.
+func (w *Worker) replaceOwner(e *entry, o *process.Owner) {
+	before := w.owners.get(e.owner)
+	rest := w.pkt.Protocol == packet.ProtoTCP && !w.begins()
+	if before == o || rest && before != nil && before.Process != nil && o.Process == nil {
+		return
+	}
+	w.owners.give(e.owner)
+	e.owner = w.owners.take(o)
+}
+
+// begins returns whether the packet begins a TCP connection.
+func (w *Worker) begins() bool {
+	return w.pkt.Protocol == packet.ProtoTCP && w.pkt.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN
+}
+
+// attributeSingle does the same for a packet that belongs to no flow.
+func (w *Worker) attributeSingle(m *packet.Meta) {
+	if a := w.engine.cfg.Attributor; a != nil {
+		w.facts.Owner = a.Owner(m, &w.pkt)
+	}
+}
+
+// hashMissing returns whether the decision depends on the hash of a program
+// that will be known later, and asks for it.
+func (w *Worker) hashMissing(reads *rules.FieldSet) bool {
+	o := w.facts.Owner
+	if !reads.Has(w.engine.outside.hash) || o == nil || o.Process == nil || o.Process.Exe.SHA256 != "" {
+		return false
+	}
+	w.engine.cfg.Attributor.WantHash(o)
+	return true
+}

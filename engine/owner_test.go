@@ -1,0 +1,226 @@
+package engine_test
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/logsink"
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
+	"github.com/verdictd/verdictd/rules"
+)
+
+// registry is an Attributor that a test tells what to answer.
+type registry struct {
+	owner   *process.Owner
+	changes uint32
+	asked   int
+	keys    []packet.Key
+	hashes  []uint32 // pids that were asked for
+}
+
+func (r *registry) Owner(*packet.Meta, *packet.Packet) *process.Owner {
+	r.asked++
+	return r.owner
+}
+
+func (r *registry) Changes(k *packet.Key) uint32 {
+	r.keys = append(r.keys[:0], *k)
+	return r.changes
+}
+
+func (r *registry) WantHash(o *process.Owner) { r.hashes = append(r.hashes, o.Process.PID) }
+
+// becomes makes o the answer from now on.
+func (r *registry) becomes(o *process.Owner) {
+	r.owner = o
+	r.changes++
+}
+
+func program(id uint32, exe string) *process.Owner {
+	return &process.Owner{ID: id, Source: process.BPFFlow, Process: &process.Process{PID: id, Exe: process.Exe{Path: exe}}}
+}
+
+// byExe accepts one program.
+type byExe struct {
+	t     testing.TB
+	exe   string
+	hash  bool // look at the hash too
+	asked int
+}
+
+func (p *byExe) Evaluate(f *rules.Facts, d *rules.Decision) error {
+	p.asked++
+	d.Rule, d.Log, d.Reads = "exe", true, reading(p.t, "process.exe")
+	if p.hash {
+		d.Reads.Union(reading(p.t, rules.HashPath))
+	}
+	if o := f.Owner; o != nil && o.Process != nil && o.Process.Exe.Path == p.exe && (!p.hash || o.Process.Exe.SHA256 == "good") {
+		d.Action = packet.Accept
+	}
+	return nil
+}
+
+// ownedBench returns a bench whose packets belong to what r says.
+func ownedBench(t testing.TB, r *registry, p engine.Evaluator) *bench {
+	r.changes = max(r.changes, 1)
+	return newBench(t, engine.Config{Attributor: r}, p)
+}
+
+// ownersLogged returns the owners of the events since the last call.
+func (b *bench) ownersLogged() (list []*process.Owner) {
+	b.ring.Drain(func(ev *logsink.Event) { list = append(list, ev.Owner) })
+	return list
+}
+
+// A flow is attributed once, whichever way its packets go, until something may
+// have changed.
+func TestAttributedOnce(t *testing.T) {
+	r := &registry{owner: program(1, "/curl")}
+	policy := &byExe{t: t, exe: "/curl"}
+	b := ownedBench(t, r, policy)
+	for range 3 {
+		b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
+		b.want(packet.Input, udp(server, client), packet.Accept, engine.ReasonEstablished)
+	}
+	if r.asked != 1 || policy.asked != 1 {
+		t.Errorf("asked for the owner %d times and the policy %d times, want once", r.asked, policy.asked)
+	}
+	if k := r.keys[0]; k.DstPort != 443 {
+		t.Errorf("key of an incoming packet: got %+v, want it as the local socket sends", k)
+	}
+	r.changes++ // somebody else's doing
+	b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	if r.asked != 2 || policy.asked != 1 {
+		t.Errorf("asked for the owner %d times and the policy %d times, want 2 and 1", r.asked, policy.asked)
+	}
+	if got := b.ownersLogged(); !slices.Equal(got, []*process.Owner{r.owner}) {
+		t.Errorf("owners in the log: got %v, want one, that of the flow", got)
+	}
+}
+
+// Whoever takes over the ports of a flow is judged for himself.
+func TestOtherOwnerIsJudged(t *testing.T) {
+	curl, evil := program(1, "/curl"), program(2, "/evil")
+	r := &registry{owner: curl}
+	b := ownedBench(t, r, &byExe{t: t, exe: "/curl"})
+	b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	b.events()
+	r.becomes(evil)
+	b.want(packet.Output, udp(client, server), packet.Drop, engine.ReasonPolicy)
+	if got := b.ownersLogged(); !slices.Equal(got, []*process.Owner{evil}) {
+		t.Errorf("owners in the log: got %v, want the new one", got)
+	}
+	r.becomes(&process.Owner{ID: 3}) // nobody could tell: not the one before
+	b.want(packet.Output, udp(client, server), packet.Drop, engine.ReasonPolicy)
+	r.becomes(curl)
+	b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
+
+	b.want(packet.Output, tcp(client, server, "S"), packet.Accept, engine.ReasonPolicy)
+	r.becomes(&process.Owner{ID: 4, Source: process.Kernel})
+	b.want(packet.Output, tcp(client, server, "FA"), packet.Accept, engine.ReasonPolicy) // the rest of a closed socket
+	b.want(packet.Output, tcp(client, server, "S"), packet.Drop, engine.ReasonPolicy)    // another connection
+	r.becomes(evil)
+	b.want(packet.Output, tcp(client, server, "S"), packet.Drop, engine.ReasonPolicy)
+}
+
+// A hash that is computed later lets through what waited for it.
+func TestHashComesLater(t *testing.T) {
+	r := &registry{owner: program(1, "/curl")}
+	policy := &byExe{t: t, exe: "/curl", hash: true}
+	b := ownedBench(t, r, policy)
+	b.want(packet.Output, tcp(client, server, "S"), packet.Drop, engine.ReasonPolicy)
+	b.want(packet.Output, tcp(client, server, "S"), packet.Drop, engine.ReasonPolicy)
+	if !slices.Equal(r.hashes, []uint32{1}) || policy.asked != 1 {
+		t.Errorf("hashes asked for: %v, policy asked %d times, want once each", r.hashes, policy.asked)
+	}
+	known := program(2, "/curl")
+	known.Process.Exe.SHA256 = "good"
+	r.becomes(known)
+	b.want(packet.Output, tcp(client, server, "S"), packet.Accept, engine.ReasonPolicy)
+}
+
+// A decision about a program is final for TCP, when all it read is known, and
+// never for UDP.
+func TestFinalOwners(t *testing.T) {
+	known := program(1, "/curl")
+	known.Process.Exe.SHA256 = "good"
+	marks := engine.Marks{Mask: 0xff00, Reject: 0x100, Reply: 0x200, Accept: 0x300}
+	for name, tt := range map[string]struct {
+		owner *process.Owner
+		hash  bool
+		p     pkt
+		final bool
+	}{
+		"tcp":               {program(1, "/curl"), false, tcp(client, server, "S"), true},
+		"udp":               {program(1, "/curl"), false, udp(client, server), false},
+		"tcp, hash known":   {known, true, tcp(client, server, "S"), true},
+		"tcp, hash missing": {program(1, "/curl"), true, tcp(client, server, "S"), false},
+		"unknown":           {&process.Owner{ID: 1}, false, tcp(client, server, "S"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := ownedBench(t, &registry{owner: tt.owner}, &anyExe{byExe{t: t, hash: tt.hash}})
+			b.engine.Publish(engine.Snapshot{Policy: &anyExe{byExe{t: t, hash: tt.hash}}, Generation: 2, Marks: marks})
+			v := b.verdict(packet.Meta{Hook: packet.Output}, tt.p)
+			if v.Action != packet.Accept || v.Repeat != tt.final {
+				t.Errorf("got %+v, want accept, final %v", v, tt.final)
+			}
+		})
+	}
+}
+
+// anyExe reads what byExe reads and accepts.
+type anyExe struct{ byExe }
+
+func (p *anyExe) Evaluate(f *rules.Facts, d *rules.Decision) error {
+	err := p.byExe.Evaluate(f, d)
+	d.Action = packet.Accept
+	return err
+}
+
+// Flows of another process are attributed anew: its owners' numbers mean nothing
+// here.
+func TestSucceedOwners(t *testing.T) {
+	r := &registry{owner: program(7, "/curl")}
+	b := ownedBench(t, r, &byExe{t: t, exe: "/curl"})
+	b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	b.events()
+	evil := &registry{owner: program(7, "/evil"), changes: 1}
+	next, same := b.succeed(engine.Config{Attributor: evil}, engine.Snapshot{Policy: &byExe{t: t, exe: "/curl"}, Hash: "h"})
+	if !same {
+		t.Fatal("not the same policy")
+	}
+	next.want(packet.Output, udp(client, server), packet.Drop, engine.ReasonPolicy)
+	if evil.asked != 1 {
+		t.Errorf("asked for the owner %d times, want once", evil.asked)
+	}
+}
+
+// Owners that no flow refers to are forgotten.
+func TestOwnersAreForgotten(t *testing.T) {
+	r := &registry{}
+	b := ownedBench(t, r, &byExe{t: t})
+	for i := range uint32(100_000) {
+		r.becomes(program(i+1, "/x"))
+		b.send(packet.Output, udp(client, server))
+	}
+	if n := b.worker.OwnersKept(); n != 1 {
+		t.Errorf("%d owners are kept for one flow", n)
+	}
+	b.worker.Close()
+	if n := b.worker.OwnersKept(); n != 0 {
+		t.Errorf("%d owners are kept for no flow", n)
+	}
+}
+
+func TestKnownOwnerAllocatesNothing(t *testing.T) {
+	r := &registry{owner: program(1, "/curl"), keys: make([]packet.Key, 0, 1)}
+	b := ownedBench(t, r, &byExe{t: t, exe: "/curl"})
+	data := udp(client, server).bytes(t)
+	m := packet.Meta{Hook: packet.Output, Length: uint32(len(data)), Time: b.now}
+	b.worker.Handle(&m, data)
+	if n := testing.AllocsPerRun(1000, func() { b.worker.Handle(&m, data) }); n != 0 {
+		t.Errorf("%v allocations per packet of a known flow", n)
+	}
+}

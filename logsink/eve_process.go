@@ -1,0 +1,162 @@
+package logsink
+
+import (
+	"time"
+
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
+	"github.com/verdictd/verdictd/rules"
+)
+
+// appendOwner appends who owns the local socket. Its keys are those of
+// input.process, but that parents is an array.
+func appendOwner(b []byte, o *process.Owner) []byte {
+	b = append(key(b, "process"), '{')
+	b = text(b, "source", o.Source.String())
+	if o.Process != nil {
+		b = appendProcess(b, o.Process)
+	}
+	if o.HasUID {
+		b = number(b, "uid", uint64(o.UID))
+	}
+	if o.HasGID {
+		b = number(b, "gid", uint64(o.GID))
+	}
+	b = nonempty(b, "user", o.User)
+	return append(appendCgroup(b, &o.Cgroup), '}')
+}
+
+func appendProcess(b []byte, p *process.Process) []byte {
+	b = nonzero(b, "pid", uint64(p.PID))
+	b = nonzero(b, "start", uint64(max(p.Start, 0))/uint64(time.Second))
+	b = nonempty(b, "comm", p.Comm)
+	b = nonempty(b, "cmdline", p.Cmdline)
+	b = nonempty(b, "tty", p.TTY)
+	e := &p.Exe
+	b = nonempty(b, "exe", e.Path)
+	b = nonempty(b, "exe_inside", e.Inside)
+	b = nonempty(b, "exe_sha256", e.SHA256)
+	if e.Inode != 0 {
+		b = number(b, "exe_inode", e.Inode)
+		b = number(b, "exe_device", e.Device)
+	}
+	if e.Path != "" || e.Inside != "" {
+		b = boolean(b, "exe_deleted", e.Deleted)
+	}
+	if len(p.Parents) == 0 {
+		return b
+	}
+	b = append(key(b, "parents"), '[')
+	for i := range p.Parents {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = nonzero(append(b, '{'), "pid", uint64(p.Parents[i].PID))
+		b = nonempty(b, "exe", p.Parents[i].Exe)
+		b = append(nonempty(b, "comm", p.Parents[i].Comm), '}')
+	}
+	return append(b, ']')
+}
+
+func appendCgroup(b []byte, c *process.Cgroup) []byte {
+	b = nonempty(b, "cgroup", c.Path)
+	b = nonempty(b, "unit", c.Unit)
+	b = nonempty(b, "slice", c.Slice)
+	if c.ContainerID == "" && c.Runtime == "" && c.PodUID == "" {
+		return b
+	}
+	b = append(key(b, "container"), '{')
+	b = nonempty(b, "id", c.ContainerID)
+	b = nonempty(b, "runtime", c.Runtime)
+	return append(nonempty(b, "pod", c.PodUID), '}')
+}
+
+// ownerLine has the keys of appendOwner.
+type ownerLine struct {
+	Source    string  `json:"source"`
+	PID       uint32  `json:"pid"`
+	Start     int64   `json:"start"`
+	Comm      string  `json:"comm"`
+	Cmdline   string  `json:"cmdline"`
+	TTY       string  `json:"tty"`
+	Exe       string  `json:"exe"`
+	Inside    string  `json:"exe_inside"`
+	SHA256    string  `json:"exe_sha256"`
+	Inode     uint64  `json:"exe_inode"`
+	Device    uint64  `json:"exe_device"`
+	Deleted   bool    `json:"exe_deleted"`
+	UID       *uint32 `json:"uid"`
+	GID       *uint32 `json:"gid"`
+	User      string  `json:"user"`
+	Cgroup    string  `json:"cgroup"`
+	Unit      string  `json:"unit"`
+	Slice     string  `json:"slice"`
+	Container struct {
+		ID      string `json:"id"`
+		Runtime string `json:"runtime"`
+		Pod     string `json:"pod"`
+	} `json:"container"`
+	Parents []parentLine `json:"parents"`
+}
+
+type parentLine struct {
+	PID  uint32 `json:"pid"`
+	Exe  string `json:"exe"`
+	Comm string `json:"comm"`
+}
+
+// owner returns what the record says of the owner. Without a word of it, it has
+// every fact: carries then says that none is known.
+func (l *ownerLine) owner() *process.Owner {
+	if l == nil {
+		return rules.AnyOwner()
+	}
+	o := &process.Owner{User: l.User, Cgroup: process.Cgroup{
+		Path: l.Cgroup, Unit: l.Unit, Slice: l.Slice,
+		ContainerID: l.Container.ID, Runtime: l.Container.Runtime, PodUID: l.Container.Pod,
+	}}
+	for s, name := range process.Sources() {
+		if name == l.Source {
+			o.Source = process.Source(s)
+		}
+	}
+	if l.UID != nil {
+		o.UID, o.HasUID = *l.UID, true
+	}
+	if l.GID != nil {
+		o.GID, o.HasGID = *l.GID, true
+	}
+	if l.PID == 0 {
+		return o
+	}
+	o.Process = &process.Process{
+		PID: l.PID, Start: l.Start * int64(time.Second), Comm: l.Comm, Cmdline: l.Cmdline, TTY: l.TTY,
+		Exe: process.Exe{Path: l.Exe, Inside: l.Inside, Inode: l.Inode, Device: l.Device, Deleted: l.Deleted, SHA256: l.SHA256},
+	}
+	for _, p := range l.Parents[:min(len(l.Parents), process.MaxParents)] {
+		o.Process.Parents = append(o.Process.Parents, process.Parent{PID: p.PID, Exe: p.Exe, Comm: p.Comm})
+	}
+	return o
+}
+
+// prettyOwner names the owner for people: program, pid and unit.
+func prettyOwner(b []byte, e *Event) []byte {
+	o := e.Owner
+	if o == nil {
+		return b
+	}
+	if p := o.Process; p != nil {
+		name := p.Exe.Path
+		if name == "" {
+			name = p.Exe.Inside
+		}
+		if name == "" {
+			name = p.Comm
+		}
+		b = pair(b, "exe", name)
+		b = count(b, "pid", uint64(p.PID))
+	} else if o.Source == process.Kernel && e.Hook != packet.Input {
+		b = pair(b, "from", "kernel")
+	}
+	return pair(pair(b, "unit", o.Cgroup.Unit), "container", o.Cgroup.ContainerID)
+}
