@@ -23,9 +23,9 @@ type Config struct {
 	// not for packets of decided flows. When a name changes, call Refresh.
 	InterfaceName func(index uint32) string
 
-	// Attributor tells who owns a packet's socket; nil means that nobody can, as
-	// in a replay.
-	Attributor Attributor
+	// Attributor makes who tells a worker who owns a packet's socket; nil means
+	// that nobody can, as in a replay.
+	Attributor func() Attributor
 
 	// Now is the clock that latencies are measured with, in Unix nanoseconds;
 	// nil leaves them out, as a replay must.

@@ -8,8 +8,8 @@ import (
 
 // An Attributor tells who owns the local socket of a packet: at OUTPUT and
 // POSTROUTING the one that sends, at INPUT and PREROUTING the one that receives,
-// at FORWARD that of a local network namespace. Its methods are called by several
-// goroutines at once.
+// at FORWARD that of a local network namespace. Each worker has its own, which
+// is for the worker's goroutine.
 type Attributor interface {
 	// Owner returns the owner, never nil. m and p are lent. It is asked about
 	// the first packet of a flow, about packets that belong to none, and again
@@ -87,7 +87,7 @@ func (t *owners) give(number uint32) {
 // is looked for only if it may have changed since the flow's last packet, or if
 // the packet begins a TCP connection.
 func (w *Worker) attribute(e *entry, m *packet.Meta) {
-	a := w.engine.cfg.Attributor
+	a := w.attributor
 	if a == nil {
 		return
 	}
@@ -122,7 +122,7 @@ func (w *Worker) begins() bool {
 
 // attributeSingle does the same for a packet that belongs to no flow.
 func (w *Worker) attributeSingle(m *packet.Meta) {
-	if a := w.engine.cfg.Attributor; a != nil {
+	if a := w.attributor; a != nil {
 		w.facts.Owner = a.Owner(m, &w.pkt)
 	}
 }
@@ -134,6 +134,6 @@ func (w *Worker) hashMissing(reads *rules.FieldSet) bool {
 	if !reads.Has(w.engine.outside.hash) || o == nil || o.Process == nil || o.Process.Exe.SHA256 != "" {
 		return false
 	}
-	w.engine.cfg.Attributor.WantHash(o)
+	w.attributor.WantHash(o)
 	return true
 }

@@ -32,6 +32,8 @@ func (r *registry) Changes(k *packet.Key) uint32 {
 
 func (r *registry) WantHash(o *process.Owner) { r.hashes = append(r.hashes, o.Process.PID) }
 
+func (r *registry) attributor() engine.Attributor { return r }
+
 // becomes makes o the answer from now on.
 func (r *registry) becomes(o *process.Owner) {
 	r.owner = o
@@ -65,7 +67,7 @@ func (p *byExe) Evaluate(f *rules.Facts, d *rules.Decision) error {
 // ownedBench returns a bench whose packets belong to what r says.
 func ownedBench(t testing.TB, r *registry, p engine.Evaluator) *bench {
 	r.changes = max(r.changes, 1)
-	return newBench(t, engine.Config{Attributor: r}, p)
+	return newBench(t, engine.Config{Attributor: r.attributor}, p)
 }
 
 // ownersLogged returns the owners of the events since the last call.
@@ -187,7 +189,7 @@ func TestSucceedOwners(t *testing.T) {
 	b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
 	b.events()
 	evil := &registry{owner: program(7, "/evil"), changes: 1}
-	next, same := b.succeed(engine.Config{Attributor: evil}, engine.Snapshot{Policy: &byExe{t: t, exe: "/curl"}, Hash: "h"})
+	next, same := b.succeed(engine.Config{Attributor: evil.attributor}, engine.Snapshot{Policy: &byExe{t: t, exe: "/curl"}, Hash: "h"})
 	if !same {
 		t.Fatal("not the same policy")
 	}

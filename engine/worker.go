@@ -51,6 +51,7 @@ type Worker struct {
 	said    rules.Decision // what the policy said last
 
 	known, older knownDecisions
+	attributor   Attributor // nil: nobody can tell who owns a socket
 	owners       owners
 	nextFlow     uint64
 	lastTick     int64
@@ -78,6 +79,9 @@ const maxDecisions = 1 << 16
 
 func newWorker(e *Engine, ring *logsink.Ring) *Worker {
 	w := &Worker{engine: e, ring: ring, decoder: packet.NewDecoder(), table: newTable(e.cfg.Flows)}
+	if e.cfg.Attributor != nil {
+		w.attributor = e.cfg.Attributor()
+	}
 	w.facts.Packet = &w.pkt
 	w.out.Packet = &w.pkt
 	return w
