@@ -1,0 +1,251 @@
+package procfs
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/process"
+)
+
+// Exe says what a process runs. The zero Exe is the answer for a thread of the
+// kernel, for a process that has ended and for one that we may not look at.
+//
+// Path is set in two cases:
+//
+//   - It leads to the very file (device and inode) that runs. Then it does not
+//     matter who says so.
+//   - It does not, but the file was opened through a mount of our own mount
+//     namespace, so its link in /proc, which the kernel makes by walking from the
+//     file to the root, names the place where it was: Deleted.
+//
+// In which mount namespace the process is says nothing: a file opened in another
+// one can be executed by its descriptor, and /proc/PID/exe then shows the path
+// that it has there. In all other cases only Inside is set.
+//
+// A name that itself ends in " (deleted)" is told from the mark of the kernel by
+// what the whole path leads to.
+func (fs *FS) Exe(pid uint32) (process.Exe, error) {
+	e, err := fs.entry(pid)
+	if err != nil {
+		return process.Exe{}, err
+	}
+	defer e.close()
+	st, err := e.stat()
+	if err != nil {
+		return process.Exe{}, processError(pid, err)
+	}
+	return fs.exe(e, st), nil
+}
+
+// file identifies a file.
+type file struct {
+	inode, device uint64
+	links         uint64
+	regular       bool
+}
+
+func (f file) same(g file) bool { return f.inode == g.inode && f.device == g.device }
+
+// fileAt looks at a file without going to a server for it.
+func fileAt(dir int, name string, flags int) (file, error) {
+	var stx unix.Statx_t
+	flags |= unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT
+	if err := unix.Statx(dir, name, flags, unix.STATX_INO|unix.STATX_NLINK|unix.STATX_TYPE, &stx); err != nil {
+		return file{}, err
+	}
+	return file{
+		inode: stx.Ino, device: unix.Mkdev(stx.Dev_major, stx.Dev_minor),
+		links: uint64(stx.Nlink), regular: stx.Mode&unix.S_IFMT == unix.S_IFREG,
+	}, nil
+}
+
+// exe is Exe for an opened entry.
+func (fs *FS) exe(e entry, st stat) process.Exe {
+	if st.kernel {
+		return process.Exe{}
+	}
+	fd, err := fs.openExe(e, st)
+	if err != nil {
+		return process.Exe{}
+	}
+	defer unix.Close(fd)
+	// What the descriptor is and where it is are now of one file, whatever the
+	// process does.
+	running, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return process.Exe{}
+	}
+	exe := process.Exe{Inode: running.inode, Device: running.device, Deleted: running.links == 0}
+	text, err := linkAt(fs.self, "fd/"+strconv.Itoa(fd), make([]byte, unix.PathMax+1))
+	if err != nil {
+		return exe
+	}
+	fs.place(&exe, string(text), running, func() bool {
+		m, ours := fs.mountOf(fd)
+		return ours && fs.atRoot && below(m.point, string(text))
+	})
+	return exe
+}
+
+// openExe opens the file that the entry runs, only to stand on it.
+func (fs *FS) openExe(e entry, st stat) (int, error) {
+	fd, err := openat(e.fd, "exe", pathOnly)
+	if err == nil || !st.zombie() || st.threads <= 1 {
+		return fd, err
+	}
+	dir, err := e.threadDir()
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	return openat(dir, "exe", pathOnly)
+}
+
+// mark is what the kernel appends to the path of a file that has lost it.
+const mark = " (deleted)"
+
+// place sets Path, Inside and Deleted by the kernel's text. ours tells whether
+// text was walked from the root of our mount namespace; it is asked only if the
+// file is not at its path.
+func (fs *FS) place(exe *process.Exe, text string, running file, ours func() bool) {
+	path, marked := strings.CutSuffix(text, mark)
+	there, err := lookAt(text)
+	if err == nil && there.same(running) {
+		exe.Inside, exe.Deleted = process.Text([]byte(text)), false
+		exe.Path = exe.Inside
+		return
+	}
+	// The mark may be part of the name if links are left and something is at the
+	// whole path: nobody can say.
+	if ambiguous := marked && running.links > 0 && err == nil; ambiguous {
+		exe.Inside = process.Text([]byte(text))
+		return
+	}
+	exe.Inside = process.Text([]byte(path))
+	if marked {
+		exe.Deleted = true
+		// Deleted, and put back as a link to the same file.
+		if there, err := lookAt(path); err == nil && there.same(running) {
+			exe.Path, exe.Deleted = exe.Inside, false
+			return
+		}
+	}
+	if strings.HasPrefix(path, "/") && ours() {
+		exe.Path, exe.Deleted = exe.Inside, true
+	}
+}
+
+// below tells whether a path is in a mount. The kernel's text is not if the file
+// was moved out of the directory that is mounted: then it is walked to the root
+// of the file system, and could be any path.
+func below(point, path string) bool {
+	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(point, "/"))
+	return ok && (rest == "" || rest[0] == '/' || rest == mark)
+}
+
+// lookAt looks at what an absolute path leads to from our root.
+func lookAt(path string) (file, error) {
+	if !strings.HasPrefix(path, "/") {
+		return file{}, unix.ENOENT
+	}
+	return fileAt(unix.AT_FDCWD, path, 0)
+}
+
+// Device converts a device number as the kernel keeps it (s_dev of a super block)
+// to the dev_t that stat(2) gives.
+func Device(kernel uint32) uint64 {
+	const minorBits = 20 // MINORBITS, include/linux/kdev_t.h
+	return unix.Mkdev(kernel>>minorBits, kernel&(1<<minorBits-1))
+}
+
+// ResolveExe is Exe for a record that was made in the kernel when the process
+// executed a file; the process may have ended since.
+//
+// inside is the file's path, the bytes as the kernel has them, without a mark of
+// deletion, walked from the file up to the root of the mount namespace mountNS.
+// mountNS must be the namespace of the mount that the file was opened through,
+// or 0 if that is not known, or if the walk left the mounted directory. The
+// namespace of the process will not do: see Exe.
+// inode and device are those of the file (i_ino, and s_dev through Device), or 0.
+// startBoot is the start of the process, in ns of CLOCK_BOOTTIME.
+//
+// While the process lives and runs that file, the answer is that of Exe. If it
+// does not, Path is set if it leads to a file of that inode and device, and, as
+// Deleted, if mountNS is our own namespace and our root directory is its root.
+// Inode and Device are as stat(2) gives them if the file is found, else as
+// recorded. On btrfs and overlayfs s_dev is not the device of stat(2): then the
+// device of the mount that the path leads to is compared.
+func (fs *FS) ResolveExe(inside string, inode, device uint64, mountNS uint32, pid uint32, startBoot uint64) process.Exe {
+	recorded := file{inode: inode, device: device}
+	if inode != 0 {
+		if exe, ok := fs.liveExe(recorded, pid, startBoot); ok {
+			return exe
+		}
+	}
+	exe := process.Exe{Inside: process.Text([]byte(inside)), Inode: inode}
+	if inode != 0 {
+		exe.Device = device
+	}
+	if !strings.HasPrefix(inside, "/") {
+		return exe
+	}
+	ours := mountNS == fs.mountNS && fs.atRoot
+	fd, err := openat(unix.AT_FDCWD, inside, pathOnly)
+	if err != nil {
+		// Only that there is nothing shows that the file is gone.
+		if gone := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR); ours && gone {
+			exe.Path, exe.Deleted = exe.Inside, true
+		}
+		return exe
+	}
+	defer unix.Close(fd)
+	there, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
+	switch {
+	case err != nil || inode == 0:
+	case fs.isRecorded(fd, there, recorded):
+		exe.Path, exe.Device = exe.Inside, there.device
+	case ours:
+		exe.Path, exe.Deleted = exe.Inside, true
+	}
+	return exe
+}
+
+// liveExe is the Exe of a process if it is the one that started then and runs
+// the recorded file.
+func (fs *FS) liveExe(recorded file, pid uint32, startBoot uint64) (process.Exe, bool) {
+	e, err := fs.entry(pid)
+	if err != nil {
+		return process.Exe{}, false
+	}
+	defer e.close()
+	st, err := e.stat()
+	if err != nil || st.kernel || !SameStartBoot(st.start, startBoot) {
+		return process.Exe{}, false
+	}
+	fd, err := fs.openExe(e, st)
+	if err != nil {
+		return process.Exe{}, false
+	}
+	defer unix.Close(fd)
+	running, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil || !fs.isRecorded(fd, running, recorded) {
+		return process.Exe{}, false
+	}
+	exe := fs.exe(e, st)
+	return exe, exe.Inode == running.inode && exe.Device == running.device
+}
+
+// isRecorded tells whether an open file is the one that the kernel recorded.
+func (fs *FS) isRecorded(fd int, there, recorded file) bool {
+	if there.inode != recorded.inode {
+		return false
+	}
+	if there.device == recorded.device {
+		return true
+	}
+	m, ok := fs.mountOf(fd)
+	return ok && m.device == recorded.device
+}
