@@ -150,6 +150,20 @@ type Config struct {
 	// Mask, and not all hooks go together with it: see CanOffload.
 	Offload bool
 
+	// Record, if not 0, is a file descriptor of this process: a BPF program of
+	// type socket filter, which is run for each packet that is about to be
+	// queued at output and postrouting, and must return 0. It can tell which
+	// socket sends the packet, while that is there. The descriptor must stay
+	// open until the last Restore; the rules keep the program itself. Where the
+	// kernel cannot run it, the rest is installed: see Ruleset.Recording. For
+	// Plan any number does.
+	Record int
+
+	// RecordPin, if not "", is the path where such a program is pinned, for
+	// the script of PrintIptables. The program must be there when the script
+	// runs.
+	RecordPin string
+
 	// Priority is the chains' priority, -199 to 299: after conntrack has seen
 	// the packet. 0 stands for DefaultPriority; the order of two chains with the
 	// same priority is not defined, so that 0 itself (filter) is of no use.
@@ -186,6 +200,9 @@ func (c Config) withDefaults() (Config, error) {
 		return c, err
 	}
 	if err := c.defaultPlace(); err != nil {
+		return c, err
+	}
+	if err := c.checkRecord(); err != nil {
 		return c, err
 	}
 	return c, c.defaultMarks()

@@ -25,7 +25,9 @@
 //     (if Config.Offload); it reads conntrack, which also makes the kernel put
 //     fragments together before they reach the queue;
 //  6. mark an answer, in the eyes of conntrack, as one (if Config.Mask);
-//  7. count the packet and queue it.
+//  7. at output and postrouting, run a BPF program that notes who sends the
+//     packet (if Config.Record, and the kernel has the bpf match of iptables);
+//  8. count the packet and queue it.
 //
 // # Marks
 //
@@ -55,6 +57,16 @@
 // With Config.Mask and without Config.Bypass the policy of the chains is drop:
 // if somebody flushes their rules, a rejected packet that was under way does not
 // pass, and nothing else does until the rules are put in again.
+//
+// # Who sends
+//
+// Rule 7 runs as the packet is sent, mostly in the sender's own system call, so
+// it sees sockets and processes that are gone when the packet is judged. Only
+// packets that come up reach it: those of offloaded flows cost nothing. It gets
+// no say: the program returns 0, so the rule does not match, and it has no
+// verdict. The rules keep the program when the descriptor is closed, until they
+// are replaced: a successor installs its own program in the same transaction as
+// all else.
 //
 // # Deleting chains drops queued packets
 //

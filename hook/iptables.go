@@ -30,6 +30,9 @@ const iptablesScript = `#!/bin/sh
 # Start verdictd run with --offload on{{.MaskFlag}}. REJECT works in table filter
 # only, so here what the policy rejects is dropped.
 {{- end}}
+{{- if .RecordPin}}
+# A program must be pinned at {{.RecordPin}} before install.
+{{- end}}
 # An accepted packet skips the rules after the call in the same table.
 # Removing the rules may drop packets that still wait in a queue.
 set -eu
@@ -117,7 +120,8 @@ func PrintIptables(cfg Config, w io.Writer) error {
 		Install, Remove []iptablesPart
 		Marks           bool
 		MaskFlag        string
-	}{parts, removed, c.Mask != 0, ""}
+		RecordPin       string
+	}{parts, removed, c.Mask != 0, "", c.RecordPin}
 	if c.Mask != DefaultMask {
 		script.MaskFlag = fmt.Sprintf(" --offload-mask %#x", c.Mask)
 	}
@@ -151,7 +155,7 @@ func iptablesTable(h Hook) string {
 
 func (c Config) iptablesHook(f Family, h Hook) iptablesPart {
 	p := c.iptablesChain(f, iptablesTable(h), strings.ToUpper(h.String()), h.String())
-	out := h == Output || h == Postrouting
+	out := h.sends()
 	if !c.Loopback && h != Forward {
 		p.add("loopback", "%s lo -j RETURN", map[bool]string{false: "-i", true: "-o"}[out])
 	}
@@ -174,6 +178,9 @@ func (c Config) iptablesHook(f Family, h Hook) iptablesPart {
 	}
 	if m.Mask != 0 && c.seesBoth(h) {
 		p.add("for verdictd: an answer", "-m mark --mark 0/%#x -m conntrack --ctdir REPLY -j MARK --set-xmark %#x/%#x", m.Mask, m.Reply, m.Mask)
+	}
+	if c.RecordPin != "" && h.sends() {
+		p.add(recordComment, "-m bpf --object-pinned %s", c.RecordPin)
 	}
 	p.add("to verdictd", "-j NFQUEUE %s", c.iptablesQueue())
 	return p

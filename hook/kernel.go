@@ -141,8 +141,11 @@ func (k *kernel) probe(p *plan) error {
 	if p.rejects, err = k.accepts(p.Config, []expr.Any{rejectICMP(p.Family)}); err != nil {
 		return err
 	}
-	p.native, err = k.probeQueue(p.Config)
-	return err
+	if p.native, err = k.probeQueue(p.Config); err != nil {
+		return err
+	}
+	k.probeRecord(p)
+	return nil
 }
 
 // probeQueue finds out whether the kernel has the native queue expression or the

@@ -57,8 +57,11 @@ type plan struct {
 	Config
 	native  bool  // the kernel has the queue expression, else the xt NFQUEUE target
 	rejects bool  // the kernel can reject
+	records bool  // the kernel can run the program of Config.Record, and a hook has use for it
 	stopped bool  // nothing is queued any more
 	marks   Marks // of this generation
+
+	noRecord error // why records is false though a program is given, else nil
 }
 
 // build plans the table.
@@ -114,6 +117,7 @@ func (p *plan) base(h Hook) branch {
 	if p.native {
 		queue = nativeQueue(p.Config)
 	}
+	p.record(&b, h)
 	count := &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: counterName(h)}
 	b.add("to verdictd", nil, count, queue)
 	return b
@@ -140,7 +144,7 @@ func newCounter(t *nftables.Table, name string) *nftables.NamedObj {
 // hop limit before the forward hook.
 func (b *branch) exclude(c Config, h Hook) {
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
-	out := h == Output || h == Postrouting
+	out := h.sends()
 	if !c.Loopback && h != Forward {
 		b.add("loopback", overLoopback(out), accept)
 	}

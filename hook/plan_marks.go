@@ -71,7 +71,7 @@ func (p *plan) judged(b *branch, h Hook) {
 		verdict = &expr.Verdict{Kind: expr.VerdictDrop}
 	}
 	b.add("rejected by verdictd", markIs(p.marks.Mask, p.marks.Reject), verdict)
-	out := h == Output || h == Postrouting
+	out := h.sends()
 	if !out && (!p.Loopback || h == Forward) {
 		return
 	}

@@ -21,7 +21,7 @@ func Plan(cfg Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	p := plan{Config: c, native: true, rejects: true, marks: c.marks()}
+	p := plan{Config: c, native: true, rejects: true, records: c.Record != 0, marks: c.marks()}
 	return p.build().text(false), nil
 }
 
@@ -154,6 +154,8 @@ func (p *printer) add(e expr.Any) {
 		p.queue(e.Num, e.Total, e.Flag&expr.QueueFlagBypass != 0, e.Flag&expr.QueueFlagFanout != 0)
 	case *expr.Target:
 		p.target(e)
+	case *expr.Match:
+		p.word("xt match %q", e.Name) // as nft writes it; the descriptor in it means nothing to a reader
 	default:
 		p.word("<%T>", e)
 	}
