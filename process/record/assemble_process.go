@@ -1,0 +1,314 @@
+package record
+
+import (
+	"unsafe"
+
+	"github.com/cilium/ebpf/asm"
+)
+
+// pathSteps bounds the walk up from a file: components and mounts.
+const pathSteps = 48
+
+// field returns the offset of a field of the process record.
+func field(offset uintptr) int16 { return int16(offset) }
+
+// ensure makes a record of the current process unless there is one of what it
+// runs now. current has been put in before; R7 is the task. R6 is kept.
+func (p *programs) ensure(c *code) {
+	var r processRecord
+	fill, done := c.fresh(), c.fresh()
+	c.lookup(p.maps.processes.FD(), slotTGID)
+	c.add(
+		asm.JEq.Imm(asm.R0, 0, fill),
+		asm.LoadMem(asm.R1, asm.R0, field(unsafe.Offsetof(r.Start)), asm.DWord),
+		asm.LoadMem(asm.R2, asm.R10, slotStart, asm.DWord),
+		asm.JNE.Reg(asm.R1, asm.R2, fill),
+		asm.LoadMem(asm.R1, asm.R0, field(unsafe.Offsetof(r.ExecID)), asm.DWord),
+		asm.LoadMem(asm.R2, asm.R10, slotExec, asm.DWord),
+		asm.JEq.Reg(asm.R1, asm.R2, done),
+	)
+	c.label(fill)
+	p.describe(c, false, done)
+	c.label(done)
+}
+
+// describe records the current process; R7 is the task. It jumps to done when it
+// cannot, or goes on. R6 is kept.
+//
+// The record is made in an element of the scratch map that is this thread's own:
+// a program can be interrupted by another thread on the same CPU, so memory per
+// CPU would mix two processes.
+func (p *programs) describe(c *code, exec bool, done string) {
+	c.add(asm.StoreMem(asm.R10, slotCtx, asm.R6, asm.DWord))
+	c.add(asm.StoreImm(asm.R10, slotZero, 0, asm.Word))
+	c.lookup(p.maps.zeros.FD(), slotZero)
+	c.add(asm.JEq.Imm(asm.R0, 0, done))
+	p.scratch(c, done)
+	p.identify(c, exec)
+	finish := c.fresh()
+	c.follow(asm.R7, asm.R7, p.offsets.taskMM, slotTemp)
+	c.add(asm.JEq.Imm(asm.R7, 0, finish))
+	p.arguments(c)
+	c.follow(asm.R7, asm.R7, p.offsets.mmExe, slotTemp)
+	c.add(asm.JEq.Imm(asm.R7, 0, finish))
+	p.executable(c)
+	p.walk(c)
+	c.label(finish)
+	c.add(asm.Mov.Reg(asm.R3, asm.R8))
+	c.update(p.maps.processes.FD(), slotTGID, updateAny)
+	c.countFailure(p.maps.counters.FD(), countProcesses)
+	c.erase(p.maps.scratch.FD(), slotThread)
+	c.add(asm.LoadMem(asm.R6, asm.R10, slotCtx, asm.DWord))
+}
+
+// scratch copies the process record that R0 points to into this thread's scratch
+// element and points R8 to it, or jumps to done.
+func (p *programs) scratch(c *code, done string) {
+	free := c.fresh()
+	c.add(asm.Mov.Reg(asm.R3, asm.R0))
+	c.update(p.maps.scratch.FD(), slotThread, updateAny)
+	c.add(asm.JEq.Imm(asm.R0, 0, free))
+	c.count(p.maps.counters.FD(), countBusy)
+	c.add(asm.Ja.Label(done))
+	c.label(free)
+	c.lookup(p.maps.scratch.FD(), slotThread)
+	c.add(asm.JEq.Imm(asm.R0, 0, done), asm.Mov.Reg(asm.R8, asm.R0))
+}
+
+// identify fills in ids, times, parent, name and terminal. R7 is the task, R8
+// the record, R9 is lost.
+func (p *programs) identify(c *code, exec bool) {
+	var r processRecord
+	o := p.offsets
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, slotTGID, asm.Word),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.PID)), asm.R1, asm.Word),
+		asm.LoadMem(asm.R2, asm.R10, slotStart, asm.DWord),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Start)), asm.R2, asm.DWord),
+		asm.Xor.Reg(asm.R1, asm.R2),
+		asm.LoadMem(asm.R2, asm.R10, slotExec, asm.DWord),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.ExecID)), asm.R2, asm.DWord),
+		asm.Xor.Reg(asm.R1, asm.R2),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Check)), asm.R1, asm.DWord),
+	)
+	if exec {
+		c.add(asm.FnKtimeGetBootNs.Call(), asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Exec)), asm.R0, asm.DWord))
+	}
+	p.parent(c, asm.R7)
+	c.follow(asm.R9, asm.R7, o.taskLeader, slotTemp)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Comm)), int32(len(r.Comm)), asm.R9, o.taskComm)
+	c.follow(asm.R9, asm.R7, o.taskSignal, slotTemp)
+	c.follow(asm.R9, asm.R9, o.signalTTY, slotTemp)
+	none := c.fresh()
+	c.add(
+		asm.JEq.Imm(asm.R9, 0, none),
+		asm.Mov.Reg(asm.R1, asm.R8), asm.Add.Imm(asm.R1, int32(unsafe.Offsetof(r.TTY))),
+		asm.Mov.Imm(asm.R2, ttySize),
+		asm.Mov.Reg(asm.R3, asm.R9), asm.Add.Imm(asm.R3, int32(o.ttyName)),
+		asm.FnProbeReadKernelStr.Call(),
+	)
+	c.label(none)
+}
+
+// parent fills in the parent of a task. R8 is the record, R9 is lost.
+func (p *programs) parent(c *code, task asm.Register) {
+	var r processRecord
+	o := p.offsets
+	c.follow(asm.R9, task, o.taskParent, slotTemp)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.ParentPID)), 4, asm.R9, o.taskTGID)
+	c.follow(asm.R9, asm.R9, o.taskLeader, slotTemp)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.ParentStart)), 8, asm.R9, o.taskStart)
+}
+
+// arguments copies the beginning of the arguments from the memory of the
+// process. R7 is the memory map, R8 the record, R9 is lost.
+func (p *programs) arguments(c *code) {
+	var r processRecord
+	fits, none := c.fresh(), c.fresh()
+	c.follow(asm.R9, asm.R7, p.offsets.mmArgStart, slotTemp)
+	c.follow(asm.R2, asm.R7, p.offsets.mmArgEnd, slotTemp)
+	c.add(
+		asm.Sub.Reg(asm.R2, asm.R9),
+		asm.JLE.Imm(asm.R2, argsSize, fits),
+		asm.Mov.Imm(asm.R2, argsSize),
+		asm.StoreImm(asm.R8, field(unsafe.Offsetof(r.Flags)), processArgsCut, asm.Word),
+	)
+	c.label(fits)
+	c.add(
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.ArgsLen)), asm.R2, asm.Word),
+		asm.Mov.Reg(asm.R1, asm.R8), asm.Add.Imm(asm.R1, int32(unsafe.Offsetof(r.Args))),
+		asm.Mov.Reg(asm.R3, asm.R9), asm.FnProbeReadUser.Call(),
+		asm.JEq.Imm(asm.R0, 0, none),
+		asm.StoreImm(asm.R8, field(unsafe.Offsetof(r.ArgsLen)), 0, asm.Word), // swapped out
+	)
+	c.label(none)
+}
+
+// executable fills in inode and namespace of the file that runs. R7 is the file
+// and becomes its dentry, R6 becomes its mount, R8 is the record, R9 is lost.
+func (p *programs) executable(c *code) {
+	var r processRecord
+	o := p.offsets
+	c.follow(asm.R9, asm.R7, o.fileInode, slotTemp)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Inode)), 8, asm.R9, o.inodeNumber)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Nlink)), 4, asm.R9, o.inodeLinks)
+	c.follow(asm.R9, asm.R9, o.inodeSuper, slotTemp)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Device)), 4, asm.R9, o.superDevice)
+	c.follow(asm.R6, asm.R7, o.fileMount, slotTemp) // struct vfsmount within struct mount
+	c.add(asm.Sub.Imm(asm.R6, int32(o.mountBase)))
+	c.follow(asm.R7, asm.R7, o.fileDentry, slotTemp)
+	c.follow(asm.R9, asm.R6, o.mountNS, slotTemp)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.MountNS)), 4, asm.R9, o.nsNumber)
+}
+
+// walk goes from a file up to the root of its mount namespace and notes the
+// names on the way. R6 is the mount, R7 the dentry, R8 the record; R9 counts.
+//
+// How many bytes are used is kept in the record and read back in each round: so
+// the verifier sees all rounds alike and does not follow each combination.
+func (p *programs) walk(c *code) {
+	var r processRecord
+	o := p.offsets
+	top, component, cut, end := c.fresh(), c.fresh(), c.fresh(), c.fresh()
+	c.add(asm.Mov.Imm(asm.R9, 0))
+	c.label(top)
+	c.add(asm.JGE.Imm(asm.R9, pathSteps, cut), asm.Add.Imm(asm.R9, 1))
+	c.follow(asm.R1, asm.R6, o.mountRoot, slotTemp)
+	c.add(asm.JNE.Reg(asm.R1, asm.R7, component))
+	// The root of a mount: go on where that is mounted.
+	c.follow(asm.R1, asm.R6, o.mountParent, slotTemp)
+	c.add(asm.JEq.Reg(asm.R1, asm.R6, end), asm.JEq.Imm(asm.R1, 0, end))
+	c.follow(asm.R7, asm.R6, o.mountPoint, slotTemp)
+	c.follow(asm.R6, asm.R6, o.mountParent, slotTemp)
+	c.add(asm.Ja.Label(top))
+	c.label(component)
+	c.follow(asm.R3, asm.R7, o.dentryName, slotTemp)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R8, field(unsafe.Offsetof(r.PathLen)), asm.Word),
+		asm.JGT.Imm(asm.R1, pathLimit, cut),
+		asm.Add.Reg(asm.R1, asm.R8), asm.Add.Imm(asm.R1, int32(unsafe.Offsetof(r.Path))),
+		asm.Mov.Imm(asm.R2, componentSize),
+		asm.FnProbeReadKernelStr.Call(),
+		asm.JSLE.Imm(asm.R0, 0, cut),
+		asm.LoadMem(asm.R1, asm.R8, field(unsafe.Offsetof(r.PathLen)), asm.Word),
+		asm.Add.Reg(asm.R1, asm.R0),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.PathLen)), asm.R1, asm.Word),
+	)
+	c.follow(asm.R1, asm.R7, o.dentryParent, slotTemp)
+	detached := c.fresh()
+	c.add(asm.JEq.Reg(asm.R1, asm.R7, detached), asm.Mov.Reg(asm.R7, asm.R1), asm.Ja.Label(top))
+	c.label(detached)
+	p.flag(c, processDetached)
+	c.add(asm.Ja.Label(end))
+	c.label(cut)
+	p.flag(c, processPathCut)
+	c.label(end)
+}
+
+// flag sets flags of the record that R8 points to.
+func (p *programs) flag(c *code, flags int32) {
+	at := field(unsafe.Offsetof(processRecord{}.Flags))
+	c.add(
+		asm.LoadMem(asm.R1, asm.R8, at, asm.Word),
+		asm.Or.Imm(asm.R1, flags),
+		asm.StoreMem(asm.R8, at, asm.R1, asm.Word),
+	)
+}
+
+// exec assembles the program for sched_process_exec: current runs another file.
+func (p *programs) exec() asm.Instructions {
+	c := &code{}
+	c.add(asm.Mov.Reg(asm.R6, asm.R1))
+	c.zero(slotBottom, -int(slotBottom))
+	p.current(c)
+	p.describe(c, true, "out")
+	c.label("out")
+	c.end(0)
+	return c.ins
+}
+
+// fork assembles the program for sched_process_fork: the child runs what current
+// runs. Its second argument is the child's task, in R6.
+func (p *programs) fork() asm.Instructions {
+	var r processRecord
+	o, c := p.offsets, &code{}
+	c.add(asm.LoadMem(asm.R6, asm.R1, 8, asm.DWord))
+	c.zero(slotBottom, -int(slotBottom))
+	c.probe(slotChild, 4, asm.R6, o.taskTGID)
+	c.probe(slotTemp, 4, asm.R6, o.taskPID)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, slotChild, asm.Word),
+		asm.LoadMem(asm.R2, asm.R10, slotTemp, asm.Word),
+		asm.JNE.Reg(asm.R1, asm.R2, "out"), // a thread
+	)
+	p.current(c)
+	p.ensure(c)
+	p.borrow(c, "out")
+	c.probe(slotStart, 8, asm.R6, o.taskStart)
+	c.probe(slotExec, 8, asm.R6, o.taskExecID)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, slotChild, asm.Word),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.PID)), asm.R1, asm.Word),
+		asm.LoadMem(asm.R2, asm.R10, slotStart, asm.DWord),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Start)), asm.R2, asm.DWord),
+		asm.Xor.Reg(asm.R1, asm.R2),
+		asm.LoadMem(asm.R2, asm.R10, slotExec, asm.DWord),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.ExecID)), asm.R2, asm.DWord),
+		asm.Xor.Reg(asm.R1, asm.R2),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Check)), asm.R1, asm.DWord),
+	)
+	p.parent(c, asm.R6)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Comm)), int32(len(r.Comm)), asm.R6, o.taskComm)
+	c.add(asm.Mov.Reg(asm.R3, asm.R8))
+	c.update(p.maps.processes.FD(), slotChild, updateAny)
+	c.countFailure(p.maps.counters.FD(), countProcesses)
+	c.label("release")
+	c.erase(p.maps.scratch.FD(), slotThread)
+	c.label("out")
+	c.end(0)
+	return c.ins
+}
+
+// exit assembles the program for sched_process_exit: the last thread ends. Its
+// first argument is the task.
+func (p *programs) exit() asm.Instructions {
+	c := &code{}
+	c.add(asm.LoadMem(asm.R6, asm.R1, 0, asm.DWord))
+	c.zero(slotBottom, -int(slotBottom))
+	c.follow(asm.R8, asm.R6, p.offsets.taskSignal, slotTemp)
+	c.probe(slotTemp, 4, asm.R8, p.offsets.signalLive)
+	c.add(asm.LoadMem(asm.R1, asm.R10, slotTemp, asm.Word), asm.JNE.Imm(asm.R1, 0, "out"))
+	p.current(c)
+	p.borrow(c, "out")
+	p.flag(c, processExited)
+	c.add(asm.Mov.Reg(asm.R3, asm.R8))
+	c.update(p.maps.processes.FD(), slotTGID, updateThere)
+	c.label("release")
+	c.erase(p.maps.scratch.FD(), slotThread)
+	c.label("out")
+	c.end(0)
+	return c.ins
+}
+
+// borrow copies the record of the current process into scratch memory and points
+// R8 to it. It jumps to done if there is none, and to the label release if the
+// copy is not whole or of another process of that pid.
+func (p *programs) borrow(c *code, done string) {
+	var r processRecord
+	c.lookup(p.maps.processes.FD(), slotTGID)
+	c.add(asm.JEq.Imm(asm.R0, 0, done))
+	p.scratch(c, done)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R8, field(unsafe.Offsetof(r.PID)), asm.Word),
+		asm.LoadMem(asm.R2, asm.R10, slotTGID, asm.Word),
+		asm.JNE.Reg(asm.R1, asm.R2, "release"),
+		asm.LoadMem(asm.R2, asm.R8, field(unsafe.Offsetof(r.Start)), asm.DWord),
+		asm.LoadMem(asm.R3, asm.R10, slotStart, asm.DWord),
+		asm.JNE.Reg(asm.R2, asm.R3, "release"),
+		asm.Xor.Reg(asm.R1, asm.R2),
+		asm.LoadMem(asm.R2, asm.R8, field(unsafe.Offsetof(r.ExecID)), asm.DWord),
+		asm.Xor.Reg(asm.R1, asm.R2),
+		asm.LoadMem(asm.R2, asm.R8, field(unsafe.Offsetof(r.Check)), asm.DWord),
+		asm.JNE.Reg(asm.R1, asm.R2, "release"),
+	)
+}

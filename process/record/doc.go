@@ -1,0 +1,72 @@
+// Package record lets the kernel note who uses a socket, before a packet of that
+// socket can reach a queue.
+//
+// Asking after the packet has arrived comes too late for a program that sends
+// once and ends: process and socket are gone. So small BPF programs write down,
+// in the system call that acts on the socket, who the caller is; another one,
+// called by the rule just before the packet is queued, writes down which socket
+// sends the flow. The reader needs one map lookup per new flow.
+//
+// It owns the BPF programs, their maps and their links, and is the only package
+// that imports cilium/ebpf. Programs are assembled at run time: no compiler, no
+// object files. It must not know policies, queues, rulesets or what a process
+// means to anybody; it reads no /proc but the list of mounts.
+//
+// # What is recorded
+//
+//   - owners, socket cookie to [Owner]: who made the socket, or connected,
+//     bound or sent by it since. Cgroup hooks at sock_create, connect, sendmsg
+//     (UDP without a connection) and post_bind.
+//   - flows, five-tuple to [Flow]: the socket that sent it, with a copy of its
+//     owner as it was when that packet was sent. Written by the program for a
+//     rule ([Recorder.FlowProgram]) and, with Config.Forward, by
+//     cgroup_skb/egress for processes in other network namespaces.
+//   - processes, pid to [Process]: the program that runs, by its file and not by
+//     the name given to execve. Written at exec, fork and exit, and by the cgroup
+//     hooks for a process without a record of what it runs now: so also of
+//     processes older than the recorder.
+//
+// All three are LRU maps: they never refuse, they forget. Nothing is deleted on
+// close: socket cookies are not used twice, and packets may still be under way.
+//
+// A socket that accept returns is made in the kernel by a SYN, with nobody
+// calling. A sock_ops program gives it the owner of the listener
+// ([HookAccept]); who will call accept is not known. With SYN cookies there is no
+// request to write that on, and the socket has no owner until it is used.
+//
+// # What is not recorded
+//
+//   - A process that got an open, connected socket from another one and only
+//     sends or receives: no hook is called. The owner is who connected.
+//   - Raw and ping sockets that were passed on: the owner is who opened them.
+//   - Non-first fragments, as they have no ports, and IPv6 packets with more
+//     than 8 extension headers.
+//   - TIME_WAIT and reset packets that the kernel sends by a socket of its own
+//     have cookie 0.
+//   - Packets that are forwarded, unless Config.Forward is set and a socket of
+//     this host sent them. The tuple is the one that left the other namespace.
+//
+// # How far a record can be trusted
+//
+// PID, UID, GID, cgroup and the inode of the program are read from the kernel's
+// own structures while the process is in the system call. A [Process]'s path is
+// put together by walking up the directory tree without the kernel's locks: who
+// renames directories meanwhile can make a mixed one, so compare Inode and
+// Device before a path is believed. Comm, Args and TTY are what the process
+// says. Inode and Device are the kernel's own: where a file system tells stat(2)
+// something else (btrfs subvolumes, overlayfs over several disks), they differ.
+//
+// The offsets of kernel structures come from the kernel's BTF when the programs
+// are loaded. Without BTF there are no process records, no start times, no
+// owners of accepted sockets; [Recorder.Stats] says so.
+//
+// A record is written whole and can be replaced while somebody copies it: each
+// carries its own key and a check at the end, and a copy that does not agree is
+// taken again, in the kernel and here.
+//
+// # Needs
+//
+// CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (or CAP_SYS_ADMIN), cgroup version 2,
+// and Linux 5.8 or later with CONFIG_CGROUP_BPF. The hooks see the sockets of
+// all network namespaces; ids are those of the initial pid and user namespace.
+package record

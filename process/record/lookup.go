@@ -1,0 +1,149 @@
+package record
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/packet"
+)
+
+// mapLookup is BPF_MAP_LOOKUP_ELEM of linux/bpf.h.
+const mapLookup = 1
+
+// elementAttr is the part of union bpf_attr that concerns elements of maps.
+type elementAttr struct {
+	fd         uint32
+	_          uint32
+	key, value uint64 // addresses
+	flags      uint64
+}
+
+// request is what a lookup needs. It is on the heap, where nothing moves, and
+// kept for the next lookup.
+type request struct {
+	attr    elementAttr
+	flow    flowKey
+	number  uint64
+	pid     uint32
+	flowRec flowRecord
+	owner   ownerRecord
+	process processRecord
+}
+
+// requests keeps requests that nobody uses.
+type requests struct{ pool sync.Pool }
+
+func (q *requests) get() *request {
+	if r, ok := q.pool.Get().(*request); ok {
+		return r
+	}
+	return new(request)
+}
+
+// lookup copies the value of a key and says whether there is one. Key and value
+// are parts of r.
+func (r *request) lookup(m *ebpf.Map, key, value unsafe.Pointer) bool {
+	r.attr = elementAttr{fd: uint32(m.FD()), key: uint64(uintptr(key)), value: uint64(uintptr(value))}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, mapLookup, uintptr(unsafe.Pointer(&r.attr)), unsafe.Sizeof(r.attr))
+	runtime.KeepAlive(r)
+	return errno == 0
+}
+
+// tries is how often a record is read that is being replaced meanwhile.
+const tries = 3
+
+// Flow looks up which socket sent the packets of a tuple, and says whether that
+// was recorded. f is changed only if so.
+//
+// One map lookup, no allocation; for several goroutines. To notice later
+// changes, ask Changes before.
+func (r *Recorder) Flow(k *packet.Key, f *Flow) bool {
+	q := r.requests.get()
+	defer r.requests.pool.Put(q)
+	q.flow.encode(k)
+	tuple := q.flow.hash()
+	for range tries {
+		if !q.lookup(r.maps.flows, unsafe.Pointer(&q.flow), unsafe.Pointer(&q.flowRec)) {
+			return false
+		}
+		if q.flowRec.decode(tuple, f) {
+			return true
+		}
+	}
+	return false
+}
+
+// Owner looks up who used a socket last, and says whether that was recorded. o
+// is changed only if so.
+//
+// One map lookup, no allocation; for several goroutines.
+func (r *Recorder) Owner(cookie uint64, o *Owner) bool {
+	q := r.requests.get()
+	defer r.requests.pool.Put(q)
+	q.number = cookie
+	for range tries {
+		if !q.lookup(r.maps.owners, unsafe.Pointer(&q.number), unsafe.Pointer(&q.owner)) {
+			return false
+		}
+		if q.owner.decode(cookie, o) {
+			return true
+		}
+	}
+	return false
+}
+
+// Process looks up what a process runs, and says whether that was recorded. Who
+// asks must compare p.Start: pids are used again. p is changed only if a record
+// is there.
+//
+// One map lookup; the texts are allocated. For several goroutines.
+func (r *Recorder) Process(pid uint32, p *Process) bool {
+	q := r.requests.get()
+	defer r.requests.pool.Put(q)
+	q.pid = pid
+	for range tries {
+		if !q.lookup(r.maps.processes, unsafe.Pointer(&q.pid), unsafe.Pointer(&q.process)) {
+			return false
+		}
+		if q.process.decode(pid, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// Changes returns a number that is another one once a flow of the key's bucket
+// was recorded for the first time, with another socket or with another owner.
+// Many flows share a bucket. The same number as before a call of Flow means
+// that Flow would say the same again, unless the record was forgotten.
+//
+// No system call, no allocation; for several goroutines, but not after Close.
+func (r *Recorder) Changes(k *packet.Key) uint32 {
+	var f flowKey
+	f.encode(k)
+	return r.maps.numbers[f.hash()>>bucketShift].Load()
+}
+
+// Seed tells the owner of a socket that was found by other means, such as one
+// opened before the recorder. What the kernel has recorded stands.
+//
+// Errors: none if there is a record already.
+func (r *Recorder) Seed(o *Owner) error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return fmt.Errorf("seed owner of socket %d: read clock: %w", o.Cookie, err)
+	}
+	var rec ownerRecord
+	rec.encode(o, uint64(time.Duration(now.Nano())))
+	err := r.maps.owners.Update(unsafe.Pointer(&o.Cookie), unsafe.Pointer(&rec), ebpf.UpdateNoExist)
+	if err != nil && !isThere(err) {
+		return fmt.Errorf("seed owner of socket %d: %v%s", o.Cookie, err, needs(err))
+	}
+	return nil
+}

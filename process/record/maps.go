@@ -1,0 +1,176 @@
+package record
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Default numbers of entries.
+const (
+	defaultFlows     = 65536
+	defaultOwners    = 65536
+	defaultProcesses = 32768
+)
+
+// scratchEntries is how many process records can be in the making: one for each
+// thread that is in a program, running or interrupted.
+func scratchEntries() uint32 {
+	const least, perCPU = 256, 4
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return least
+	}
+	return uint32(max(least, perCPU*cpus))
+}
+
+// mmapable is BPF_F_MMAPABLE of linux/bpf.h.
+const mmapable = 1 << 10
+
+// maps are the maps of a Recorder. The first four can be handed over.
+type maps struct {
+	owners, flows, processes, changes *ebpf.Map
+	counters, scratch, zeros          *ebpf.Map
+
+	// memory is the changes map. It is mapped until close.
+	memory  []byte
+	numbers *[buckets]atomic.Uint32
+}
+
+// spec describes one map and says where it is kept.
+type spec struct {
+	name               string
+	typ                ebpf.MapType
+	key, value, number uint32
+	flags              uint32
+	heir               bool // may be taken over
+	slot               **ebpf.Map
+}
+
+func (m *maps) specs(cfg Config) []spec {
+	number := func(n, standard int) uint32 {
+		if n == 0 {
+			n = standard
+		}
+		return uint32(n)
+	}
+	return []spec{
+		{"owners", ebpf.LRUHash, 8, uint32(ownerSize), number(cfg.Owners, defaultOwners), 0, true, &m.owners},
+		{"flows", ebpf.LRUHash, uint32(keySize), uint32(flowSize), number(cfg.Flows, defaultFlows), 0, true, &m.flows},
+		{"processes", ebpf.LRUHash, 4, uint32(processSize), number(cfg.Processes, defaultProcesses), 0, true, &m.processes},
+		{"changes", ebpf.Array, 4, buckets * 4, 1, mmapable, true, &m.changes},
+		{"counters", ebpf.Array, 4, counters * 8, 1, 0, false, &m.counters},
+		{"scratch", ebpf.Hash, 8, uint32(processSize), scratchEntries(), 0, false, &m.scratch},
+		{"zeros", ebpf.Array, 4, uint32(processSize), 1, 0, false, &m.zeros},
+	}
+}
+
+// open takes over or makes all maps and returns the names of those taken over.
+// All inherited files are closed. On an error the caller must close m.
+func (m *maps) open(cfg Config) (taken []string, err error) {
+	defer func() {
+		for _, f := range cfg.Inherited {
+			f.Close()
+		}
+	}()
+	for _, s := range m.specs(cfg) {
+		if *s.slot = s.inherit(cfg.Inherited[s.name]); *s.slot != nil {
+			taken = append(taken, s.name)
+			continue
+		}
+		*s.slot, err = ebpf.NewMap(&ebpf.MapSpec{
+			Name: s.label(), Type: s.typ, KeySize: s.key, ValueSize: s.value, MaxEntries: s.number, Flags: s.flags,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("make map %s of %d entries: %v%s", s.name, s.number, err, needs(err))
+		}
+	}
+	m.memory, err = unix.Mmap(m.changes.FD(), 0, mapped(), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the memory of map changes: %v (needs Linux 5.5)", err)
+	}
+	m.numbers = (*[buckets]atomic.Uint32)(unsafe.Pointer(&m.memory[0]))
+	return taken, nil
+}
+
+// mapped is the size of the changes map in whole pages.
+func mapped() int {
+	page := os.Getpagesize()
+	return (buckets*4 + page - 1) / page * page
+}
+
+// label is the name of the map in the kernel: at most 15 bytes.
+func (s *spec) label() string { return "vd" + layout + "_" + s.name }
+
+// inherit returns the map behind a descriptor if it is just as we would make it,
+// else nil. f stays open.
+func (s *spec) inherit(f *os.File) *ebpf.Map {
+	if f == nil || !s.heir {
+		return nil
+	}
+	fd, err := duplicate(f)
+	if err != nil {
+		return nil
+	}
+	m, err := ebpf.NewMapFromFD(fd)
+	if err != nil {
+		return nil
+	}
+	info, err := m.Info()
+	if err != nil || info.Name != s.label() || m.Type() != s.typ || m.KeySize() != s.key ||
+		m.ValueSize() != s.value || m.MaxEntries() != s.number || m.Flags()&mmapable != s.flags {
+		m.Close()
+		return nil
+	}
+	return m
+}
+
+// duplicate returns another descriptor of the file.
+func duplicate(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	outer := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+	return fd, errors.Join(outer, err)
+}
+
+// files duplicates the descriptors of the maps that can be taken over.
+func (m *maps) files() (map[string]*os.File, error) {
+	out := make(map[string]*os.File)
+	for _, s := range m.specs(Config{}) {
+		if !s.heir {
+			continue
+		}
+		fd, err := unix.FcntlInt(uintptr((*s.slot).FD()), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			for _, f := range out {
+				f.Close()
+			}
+			return nil, fmt.Errorf("duplicate descriptor of map %s: %w", s.name, err)
+		}
+		out[s.name] = os.NewFile(uintptr(fd), "bpf-map-"+s.name)
+	}
+	return out, nil
+}
+
+// close gives up all maps. Those that nobody else holds are gone.
+func (m *maps) close() error {
+	var err error
+	if m.memory != nil {
+		err = unix.Munmap(m.memory)
+		m.memory, m.numbers = nil, nil
+	}
+	for _, s := range m.specs(Config{}) {
+		if *s.slot != nil {
+			err = errors.Join(err, (*s.slot).Close())
+			*s.slot = nil
+		}
+	}
+	return err
+}

@@ -1,0 +1,186 @@
+package record
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/cilium/ebpf/btf"
+)
+
+// offsets are places in the kernel's structures, in bytes.
+type offsets struct {
+	taskTGID, taskPID, taskLeader, taskParent, taskMM, taskSignal, taskComm int16
+	taskStart, taskExecID                                                   int16
+	signalLive, signalTTY, ttyName                                          int16
+	mmExe, mmArgStart, mmArgEnd                                             int16
+	fileInode, fileDentry, fileMount                                        int16
+	inodeNumber, inodeSuper, inodeLinks, superDevice                        int16
+	dentryParent, dentryName                                                int16
+	mountParent, mountPoint, mountNS, mountBase, mountRoot                  int16
+	nsNumber                                                                int16
+
+	skbSock, sockNet, netCookie, sockCookie, sockState, sockListener, sockType int16
+	opsSock                                                                    int16
+	kernSock                                                                   int16 // byte of the bit sk_kern_sock
+	kernMask                                                                   uint8 // that bit in the byte
+}
+
+// fields looks up offsets and keeps the first error.
+type fields struct {
+	spec *btf.Spec
+	err  error
+}
+
+// kernelOffsets reads the offsets of the running kernel. Errors say that BTF is
+// not there, or which field of which structure is not.
+func kernelOffsets() (*offsets, error) {
+	const pointer = 8
+	if unsafe.Sizeof(uintptr(0)) != pointer {
+		return nil, errors.New("read BTF: only 64-bit kernels are known")
+	}
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return nil, fmt.Errorf("read BTF of the kernel: %v (needs CONFIG_DEBUG_INFO_BTF)", err)
+	}
+	f := &fields{spec: spec}
+	o := &offsets{}
+	f.task(o)
+	f.file(o)
+	f.sock(o)
+	if f.err != nil {
+		return nil, f.err
+	}
+	return o, nil
+}
+
+func (f *fields) task(o *offsets) {
+	o.taskTGID = f.at("task_struct", 4, "tgid")
+	o.taskPID = f.at("task_struct", 4, "pid")
+	o.taskLeader = f.at("task_struct", 8, "group_leader")
+	o.taskParent = f.at("task_struct", 8, "real_parent")
+	o.taskMM = f.at("task_struct", 8, "mm")
+	o.taskSignal = f.at("task_struct", 8, "signal")
+	o.taskComm = f.at("task_struct", 16, "comm")
+	o.taskStart = f.at("task_struct", 8, "start_boottime")
+	o.taskExecID = f.at("task_struct", 8, "self_exec_id")
+	o.signalLive = f.at("signal_struct", 4, "live")
+	o.signalTTY = f.at("signal_struct", 8, "tty")
+	o.ttyName = f.at("tty_struct", 64, "name")
+	o.mmExe = f.at("mm_struct", 8, "exe_file")
+	o.mmArgStart = f.at("mm_struct", 8, "arg_start")
+	o.mmArgEnd = f.at("mm_struct", 8, "arg_end")
+}
+
+func (f *fields) file(o *offsets) {
+	o.fileInode = f.at("file", 8, "f_inode")
+	o.fileDentry = f.at("file", 8, "f_path", "dentry")
+	o.fileMount = f.at("file", 8, "f_path", "mnt")
+	o.inodeNumber = f.at("inode", 8, "i_ino")
+	o.inodeSuper = f.at("inode", 8, "i_sb")
+	o.inodeLinks = f.at("inode", 4, "i_nlink")
+	o.superDevice = f.at("super_block", 4, "s_dev")
+	o.dentryParent = f.at("dentry", 8, "d_parent")
+	o.dentryName = f.at("dentry", 8, "d_name", "name")
+	o.mountParent = f.at("mount", 8, "mnt_parent")
+	o.mountPoint = f.at("mount", 8, "mnt_mountpoint")
+	o.mountNS = f.at("mount", 8, "mnt_ns")
+	o.mountBase = f.at("mount", -1, "mnt")
+	o.mountRoot = f.at("mount", 8, "mnt", "mnt_root")
+	o.nsNumber = f.at("mnt_namespace", 4, "ns", "inum")
+}
+
+func (f *fields) sock(o *offsets) {
+	o.skbSock = f.at("sk_buff", 8, "sk")
+	o.sockNet = f.at("sock_common", 8, "skc_net", "net")
+	o.netCookie = f.at("net", 8, "net_cookie")
+	o.sockCookie = f.at("sock_common", 8, "skc_cookie")
+	o.sockState = f.at("sock_common", 1, "skc_state")
+	o.sockListener = f.at("sock_common", 8, "skc_listener")
+	o.sockType = f.at("sock", 2, "sk_type")
+	o.opsSock = f.at("bpf_sock_ops_kern", 8, "sk")
+	bits := f.find("sock", "sk_kern_sock")
+	o.kernSock, o.kernMask = int16(bits.offset/8), bits.mask()
+}
+
+// place is a field in bits from the beginning of its structure.
+type place struct {
+	offset, width uint32 // width is 0 unless it is a bit field
+	typ           btf.Type
+}
+
+// mask returns the bit of a field one bit wide within its byte.
+func (p place) mask() uint8 {
+	if nativeBig() {
+		return 0x80 >> (p.offset % 8)
+	}
+	return 1 << (p.offset % 8)
+}
+
+// nativeBig says whether this machine is big-endian.
+func nativeBig() bool {
+	return binary.NativeEndian.Uint16([]byte{0, 1}) == 1
+}
+
+// at returns the offset of a field, named from a structure on, which must have
+// size bytes (-1: any).
+func (f *fields) at(structure string, size int, names ...string) int16 {
+	p := f.find(structure, names...)
+	if f.err != nil {
+		return 0
+	}
+	got, err := btf.Sizeof(p.typ)
+	switch {
+	case err != nil:
+		f.err = fmt.Errorf("read BTF: %s.%v: %v", structure, names, err)
+	case size >= 0 && got != size, p.offset%8 != 0, p.offset/8 > 1<<15-1:
+		f.err = fmt.Errorf("read BTF: %s.%v has %d bytes at bit %d, not %d as known", structure, names, got, p.offset, size)
+	}
+	return int16(p.offset / 8)
+}
+
+func (f *fields) find(structure string, names ...string) place {
+	if f.err != nil {
+		return place{}
+	}
+	var s *btf.Struct
+	if err := f.spec.TypeByName(structure, &s); err != nil {
+		f.err = fmt.Errorf("read BTF: struct %s: %v", structure, err)
+		return place{}
+	}
+	p := place{typ: s}
+	for _, name := range names {
+		inner, ok := member(p.typ, name)
+		if !ok {
+			f.err = fmt.Errorf("read BTF: struct %s of this kernel has no %v", structure, names)
+			return place{}
+		}
+		p = place{offset: p.offset + inner.offset, width: inner.width, typ: inner.typ}
+	}
+	return p
+}
+
+// member finds a field of a structure or union, also within nameless ones.
+func member(typ btf.Type, name string) (place, bool) {
+	var members []btf.Member
+	switch t := btf.UnderlyingType(typ).(type) {
+	case *btf.Struct:
+		members = t.Members
+	case *btf.Union:
+		members = t.Members
+	}
+	for _, m := range members {
+		if m.Name == name {
+			return place{uint32(m.Offset), uint32(m.BitfieldSize), m.Type}, true
+		}
+		if m.Name != "" {
+			continue
+		}
+		if inner, ok := member(m.Type, name); ok {
+			inner.offset += uint32(m.Offset)
+			return inner, true
+		}
+	}
+	return place{}, false
+}
