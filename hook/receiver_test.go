@@ -77,11 +77,11 @@ func (r *receiver) packet(q uint16, nf *nfqueue.Nfqueue, a nfqueue.Attribute) in
 	}
 	id := *a.PacketID
 	accept := func() { _ = nf.SetVerdict(id, nfqueue.NfAccept) } // a lost verdict shows as a lost packet
-	if r.answer != nil {
-		accept = func() { _ = r.answer(nf, id) }
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if answer := r.answer; answer != nil {
+		accept = func() { _ = answer(nf, id) }
+	}
 	r.got = append(r.got, packet{queue: q, hook: *a.Hook, data: append([]byte(nil), *a.Payload...)})
 	if r.hold {
 		r.held = append(r.held, accept)
