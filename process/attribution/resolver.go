@@ -1,0 +1,165 @@
+package attribution
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/verdictd/verdictd/process"
+	"github.com/verdictd/verdictd/process/procfs"
+	"github.com/verdictd/verdictd/process/record"
+	"github.com/verdictd/verdictd/process/sockdiag"
+)
+
+// Mode says by which ways owners are looked for.
+type Mode uint8
+
+// Modes.
+const (
+	// Auto: with a record made in the kernel if that is possible, else without.
+	Auto Mode = iota
+	// Proc: without BPF.
+	Proc
+	// Off: owners are not looked for.
+	Off
+)
+
+// ParseMode reads auto, proc or off; "" is auto.
+func ParseMode(text string) (Mode, error) {
+	switch text {
+	case "", "auto":
+		return Auto, nil
+	case "proc":
+		return Proc, nil
+	case "off":
+		return Off, nil
+	}
+	return Off, fmt.Errorf("want auto, proc or off, got %q", text)
+}
+
+// Config says whose sockets are looked for.
+type Config struct {
+	Mode  Mode // Auto or Proc
+	NetNS int  // descriptor of the network namespace whose packets are judged; 0: the calling thread's
+
+	// Forward: packets of local network namespaces are forwarded and judged too.
+	Forward bool
+	// Maps are those of the daemon before, from Resolver.Maps.
+	Maps map[string]*os.File
+}
+
+// Resolver is what all Attributors share. Its methods may be called from any
+// goroutine.
+type Resolver struct {
+	cfg    Config
+	rec    *record.Recorder // nil: nothing is recorded
+	noRec  error            // why not
+	fs     *procfs.FS
+	users  *procfs.Users
+	hashes hashes
+
+	ids      atomic.Uint32 // the latest Owner.ID
+	revision atomic.Uint32 // changes when there is more to know
+	nobody   *process.Owner
+	kernel   *process.Owner
+
+	holders    atomic.Pointer[map[uint32]holder] // of sockets, by inode
+	wantSearch chan struct{}
+
+	counts counts
+}
+
+// counts are how often owners were looked for, by what came of it.
+type counts struct {
+	sources  [process.BPFFlow + 1]atomic.Uint64
+	searches atomic.Uint64
+	unhashed atomic.Uint64 // programs without a hash
+	failed   atomic.Uint64 // questions to the kernel that ended in an error
+}
+
+// Open prepares to look for owners. If nothing can be recorded in the kernel the
+// Resolver does without and Report says why; no error is returned for that.
+// Sockets that are there already are made known by Run.
+func Open(cfg Config) (*Resolver, error) {
+	r := &Resolver{cfg: cfg, wantSearch: make(chan struct{}, 1)}
+	r.nobody = r.named(process.Owner{})
+	r.kernel = r.named(process.Owner{Source: process.Kernel})
+	var err error
+	if r.fs, err = procfs.Open("/proc"); err != nil {
+		return nil, fmt.Errorf("look for owners of sockets: %w", err)
+	}
+	r.users, err = procfs.OpenUsers("/etc/passwd")
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("look for owners of sockets: %w", err), r.fs.Close())
+	}
+	r.hashes.hasher = procfs.NewHasher(r.fs, procfs.HasherConfig{})
+	if cfg.Mode == Proc {
+		r.noRec = errors.New("switched off (--attribution proc)")
+		return r, nil
+	}
+	r.rec, r.noRec = record.Open(record.Config{Forward: cfg.Forward, Inherited: cfg.Maps})
+	return r, nil
+}
+
+// Close ends the recording and frees everything. No Attributor may be in use.
+func (r *Resolver) Close() error {
+	var err error
+	if r.rec != nil {
+		err = r.rec.Close()
+	}
+	return errors.Join(err, r.fs.Close())
+}
+
+// Recorded returns nil if the kernel records who uses sockets, or why it does not.
+func (r *Resolver) Recorded() error { return r.noRec }
+
+// Program returns the descriptor of the BPF program that a rule must run on each
+// packet before it is queued, 0 if there is none.
+func (r *Resolver) Program() int {
+	if r.rec == nil {
+		return 0
+	}
+	return r.rec.FlowProgram()
+}
+
+// Pin makes that program known under a path in a BPF file system, for rules of the
+// user's own, until Close.
+func (r *Resolver) Pin(path string) error {
+	if r.rec == nil {
+		return fmt.Errorf("pin the program that records who sends at %s: nothing is recorded: %w", path, r.noRec)
+	}
+	return r.rec.Pin(path)
+}
+
+// Maps returns what is recorded, for a process that takes over.
+func (r *Resolver) Maps() (map[string]*os.File, error) {
+	if r.rec == nil {
+		return nil, nil
+	}
+	return r.rec.Files()
+}
+
+// Run learns what takes long, until ctx is done: who holds sockets that nobody
+// recorded, hashes of programs, names of users. It may be called again after it
+// has returned.
+func (r *Resolver) Run(ctx context.Context) error {
+	var tasks sync.WaitGroup
+	var usersErr, hasherErr error
+	tasks.Go(func() { usersErr = r.users.Run(ctx, func() { r.revision.Add(1) }) })
+	tasks.Go(func() { hasherErr = r.hashes.hasher.Run(ctx, r.hashed) })
+	r.searcher(ctx)
+	tasks.Wait()
+	return errors.Join(usersErr, hasherErr)
+}
+
+// named gives an owner an ID.
+func (r *Resolver) named(o process.Owner) *process.Owner {
+	o.ID = r.ids.Add(1)
+	return &o
+}
+
+// openDiag returns a connection for questions about sockets.
+func (r *Resolver) openDiag() (*sockdiag.Conn, error) { return sockdiag.Open(r.cfg.NetNS) }

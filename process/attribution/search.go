@@ -1,0 +1,175 @@
+package attribution
+
+import (
+	"context"
+	"time"
+
+	"github.com/verdictd/verdictd/process"
+	"github.com/verdictd/verdictd/process/record"
+	"github.com/verdictd/verdictd/process/sockdiag"
+)
+
+// How often the search through /proc may be repeated: where nothing is recorded
+// it is the only way from a socket to a process.
+const (
+	searchEvery         = 200 * time.Millisecond
+	searchEveryRecorded = 5 * time.Second
+)
+
+// holder is the process that holds a socket open. Of a socket that several hold,
+// nobody can say who used it.
+type holder struct {
+	pid   uint32
+	many  bool
+	start uint64 // ns of CLOCK_BOOTTIME
+}
+
+// search asks for a search. It does not wait.
+func (r *Resolver) search() {
+	select {
+	case r.wantSearch <- struct{}{}:
+	default: // asked for already
+	}
+}
+
+// searcher searches when it is asked to.
+func (r *Resolver) searcher(ctx context.Context) {
+	every := searchEvery
+	if r.rec != nil {
+		every = searchEveryRecorded
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wantSearch:
+		}
+		r.scan(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(every):
+		}
+	}
+}
+
+// scan finds out who holds which socket. What cannot be read is left out.
+func (r *Resolver) scan(ctx context.Context) {
+	found := map[uint32]holder{}
+	starts := map[uint32]uint64{}
+	err := r.fs.Holders(ctx, func(inode, pid uint32, _ int) error {
+		h, ok := found[inode]
+		switch {
+		case !ok:
+			start, known := starts[pid]
+			if !known {
+				start, _ = r.fs.StartBoot(pid) // 0, if it ended: then it is no process's
+				starts[pid] = start
+			}
+			found[inode] = holder{pid: pid, start: start}
+		case h.pid != pid:
+			h.many = true
+			found[inode] = h
+		}
+		return nil
+	})
+	r.counts.searches.Add(1)
+	if err != nil && ctx.Err() == nil {
+		r.counts.failed.Add(1)
+	}
+	before := r.holders.Swap(&found)
+	if before == nil || !sameHolders(*before, found) {
+		r.revision.Add(1)
+	}
+}
+
+func sameHolders(a, b map[uint32]holder) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for inode, h := range a {
+		if b[inode] != h {
+			return false
+		}
+	}
+	return true
+}
+
+// Seed makes the owners of the sockets known that are there already. The hooks are
+// in place by now: so no socket is missed between the two. It takes some
+// milliseconds, with thousands of processes a second.
+func (r *Resolver) Seed(ctx context.Context) {
+	r.scan(ctx)
+	if r.rec == nil {
+		return
+	}
+	diag, err := r.openDiag()
+	if err != nil {
+		r.counts.failed.Add(1)
+		return
+	}
+	defer diag.Close()
+	holders := *r.holders.Load()
+	err = diag.Dump(ctx, func(s *sockdiag.Socket) error {
+		h, ok := holders[s.Inode]
+		if !ok || h.many || h.start == 0 || s.Cookie == 0 {
+			return nil
+		}
+		o := record.Owner{Cookie: s.Cookie, PID: h.pid, TID: h.pid, UID: s.UID, Start: h.start, Seeded: true}
+		if s.HasCgroup {
+			o.CgroupID = s.CgroupID
+		}
+		if err := r.rec.Seed(&o); err != nil {
+			r.counts.failed.Add(1)
+		}
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		r.counts.failed.Add(1)
+	}
+	r.revision.Add(1)
+}
+
+// held returns the one process that holds the socket, as the last search saw it
+// and as it still is; nil if there is none.
+func (a *Attributor) held(s *sockdiag.Socket) *process.Owner {
+	holders := a.r.holders.Load()
+	if holders == nil || s.Inode == 0 {
+		return nil
+	}
+	h, ok := (*holders)[s.Inode]
+	if !ok || h.many || h.start == 0 {
+		return nil
+	}
+	if _, still := a.r.fs.HoldersOf([]uint32{h.pid}, s.Inode); !still {
+		return nil
+	}
+	p := a.current(h)
+	if p == nil {
+		return nil
+	}
+	k := ownerKey{process: p, source: process.Diag, uid: s.UID}
+	if s.HasCgroup {
+		k.cgroup = s.CgroupID
+	}
+	return a.whole(k)
+}
+
+// current returns the process as /proc has it now, nil if it has ended.
+func (a *Attributor) current(h holder) *process.Process {
+	p, err := a.r.fs.Process(h.pid)
+	if err != nil || !a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(h.start)) {
+		return nil
+	}
+	return a.keepCurrent(processKey{h.pid, h.start}, p)
+}
+
+// keepCurrent keeps a process as /proc has it now.
+func (a *Attributor) keepCurrent(k processKey, p *process.Process) *process.Process {
+	now := image{inode: p.Exe.Inode, device: p.Exe.Device}
+	copy(now.comm[:], p.Comm)
+	if c, ok := a.procs[k]; ok && c.image == now && c.p.Cmdline == p.Cmdline {
+		return a.keep(k, c)
+	}
+	return a.keep(k, cachedProcess{image: now, p: p})
+}
