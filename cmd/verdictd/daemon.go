@@ -20,6 +20,7 @@ import (
 	"github.com/verdictd/verdictd/internal/nfnl"
 	"github.com/verdictd/verdictd/logsink"
 	"github.com/verdictd/verdictd/policy"
+	"github.com/verdictd/verdictd/process/attribution"
 	"github.com/verdictd/verdictd/queue"
 )
 
@@ -36,14 +37,18 @@ type daemon struct {
 	generation uint64
 	links      *links.Table
 	audit      *logsink.Log
+	owners     *attribution.Resolver // nil: nobody looks for owners of sockets
 	engine     *engine.Engine
 	queues     []*queue.Queue
 	workers    []*engine.Worker
-	nflog      *logsink.NFLogReader
-	ruleset    *hook.Ruleset
-	abandoned  bool // the rules stay in the kernel: a part failed, and nothing is to pass
-	marks      *offload
-	observer   observer
+
+	attributors []*attribution.Attributor
+
+	nflog     *logsink.NFLogReader
+	ruleset   *hook.Ruleset
+	abandoned bool // the rules stay in the kernel: a part failed, and nothing is to pass
+	marks     *offload
+	observer  observer
 
 	line     *succession       // never nil
 	heir     *heir             // has taken or is taking our place
@@ -104,8 +109,14 @@ func (d *daemon) open(ctx context.Context) error {
 	if d.links, err = links.Open(d.netns); err != nil {
 		return err
 	}
+	if err := d.greetElder(); err != nil {
+		return err
+	}
+	if err := d.openOwners(ctx); err != nil {
+		return err
+	}
 	d.engine = engine.New(engine.Config{
-		Flows: d.Flows, Workers: len(d.Queues), InterfaceName: d.links.Name,
+		Flows: d.Flows, Workers: len(d.Queues), InterfaceName: d.links.Name, Attributor: d.attributor(),
 		Now: func() int64 { return time.Now().UnixNano() },
 	})
 	if err := d.openAudit(); err != nil {
@@ -159,6 +170,7 @@ func (d *daemon) close() {
 	for _, q := range d.queues {
 		q.Close()
 	}
+	d.closeOwners()
 	if d.nflog != nil {
 		d.nflog.Close()
 	}
@@ -209,7 +221,7 @@ func (d *daemon) judgeOn(ctx context.Context) error {
 	}
 	var beside sync.WaitGroup
 	for _, task := range []func(context.Context) error{
-		d.followLinks, d.followPolicy, d.compareDecisions, d.followHangups, d.observe, d.serveUpgrades,
+		d.followLinks, d.learnOwners, d.followPolicy, d.compareDecisions, d.followHangups, d.observe, d.serveUpgrades,
 	} {
 		beside.Add(1)
 		tasks.Go(func() error {
@@ -266,6 +278,7 @@ func (d *daemon) announce() error {
 		if ruleset, err = d.marks.install(*d.settings.ruleset); err != nil {
 			return err
 		}
+		d.checkRecording(ruleset)
 	}
 	if err := d.commit(); err != nil {
 		return err

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 	"time"
 
@@ -83,15 +85,29 @@ func (d *daemon) prepare(ctx context.Context, r upgradeRequest) (*heir, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := h.ready(); err != nil {
+	if err := d.introduce(h); err != nil {
 		return nil, h.fail(err)
 	}
 	return h, nil
 }
 
-// ready waits until the new process has loaded its policy.
-func (h *heir) ready() error {
+// introduce gives the new process what it can use beside us, and waits until it
+// has loaded its policy.
+func (d *daemon) introduce(h *heir) error {
 	if err := h.conn.Greet(); err != nil {
+		return err
+	}
+	records, err := d.records()
+	if err != nil {
+		return err
+	}
+	names := slices.Sorted(maps.Keys(records))
+	var files []*os.File
+	for _, name := range names {
+		files = append(files, records[name])
+		defer records[name].Close()
+	}
+	if err := h.conn.SendJSON(kindRecords, names, files...); err != nil {
 		return err
 	}
 	return h.expect(kindReady)

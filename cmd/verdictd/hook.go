@@ -20,6 +20,7 @@ type hookFlags struct {
 	strictND bool
 	offload  bool
 	mask     string
+	pin      string
 }
 
 func newHookCommand(e env) *cobra.Command {
@@ -45,6 +46,7 @@ No other table is touched.`,
 	flags.BoolVar(&f.strictND, "strict-neighbour", false, "send IPv6 neighbour discovery to the queue too")
 	flags.BoolVar(&f.offload, "offload", false, "add the rules that carry out rejects and let decided flows pass by the queue, for: verdictd run --offload on")
 	flags.StringVar(&f.mask, "offload-mask", "", fmt.Sprintf("`BITS` of packet and connection marks that are verdictd's (default %#x)", uint32(hook.DefaultMask)))
+	flags.StringVar(&f.pin, "record-pin", "", "with print-iptables: add a rule that runs the program pinned at this `PATH`, for: verdictd run --record-pin PATH")
 	cmd.AddCommand(
 		&cobra.Command{
 			Use: "show", Args: noArgs,
@@ -118,7 +120,7 @@ func (f *hookFlags) config() (hook.Config, error) {
 	if err != nil {
 		return c, err
 	}
-	c.Bypass, c.Loopback, c.StrictNeighbour = bypass, f.loopback, f.strictND
+	c.Bypass, c.Loopback, c.StrictNeighbour, c.RecordPin = bypass, f.loopback, f.strictND, f.pin
 	mask, err := parseMask(f.mask)
 	if err != nil {
 		return c, settingErrorf("offload-mask", "%w", err)

@@ -19,6 +19,7 @@ import (
 	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/internal/handover"
 	"github.com/verdictd/verdictd/policy"
+	"github.com/verdictd/verdictd/process/attribution"
 )
 
 const runText = `run binds one or more netfilter queues and judges every packet that the kernel
@@ -123,6 +124,8 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.IntVar(&c.Flows, "flows", c.Flows, fmt.Sprintf("flows to remember per queue, %d bytes each (default 65536)", engine.BytesPerFlow))
 	flags.IntVar(&c.QueueLength, "queue-length", c.QueueLength, "packets that the kernel queues at most (default 8192)")
 	flags.IntVar(&c.CopyRange, "copy-range", c.CopyRange, "bytes of each packet that the kernel copies (default 256)")
+	flags.StringVar(&c.Attribution, "attribution", c.Attribution, "auto, proc or off: how the process that owns a socket is found (default auto: recorded in the kernel by BPF where it can be; proc asks /proc afterwards)")
+	flags.StringVar(&c.RecordPin, "record-pin", c.RecordPin, "`PATH` in a BPF file system where rules of your own find the program that records who sends (see hook print-iptables --record-pin)")
 	flags.StringVar(&c.Engine, "engine", c.Engine, "compiled or topdown: what evaluates the policy (default compiled; topdown is OPA's own)")
 	flags.StringVar(&c.PolicyBudget, "policy-budget", c.PolicyBudget, "`TIME` that one decision may take (default 50ms)")
 	bindBundleFlags(flags, &c.Bundle)
@@ -179,8 +182,11 @@ type settings struct {
 	ruleset   *hook.Config // nil: the user keeps the rules
 	mask      uint32       // the bits of marks that are verdictd's; 0: none, no rule knows them
 	offloads  bool
-	netns     int  // file descriptor of the network namespace, 0: our own
-	quiet     bool // the daemon's own messages go nowhere
+
+	attribution attribution.Mode
+
+	netns int  // file descriptor of the network namespace, 0: our own
+	quiet bool // the daemon's own messages go nowhere
 
 	statsInterval time.Duration // 0: no stats records but the last
 }
@@ -207,6 +213,9 @@ func newSettings(c config.Config) (settings, error) {
 		if s.evaluator, err = policy.ParseEngine(s.Engine); err != nil {
 			return s, settingErrorf("engine", "want compiled or topdown, got %q", s.Engine)
 		}
+	}
+	if s.attribution, err = attribution.ParseMode(s.Attribution); err != nil {
+		return s, settingErrorf("attribution", "%w", err)
 	}
 	if s.PolicyBudget != "" {
 		if s.budget, err = time.ParseDuration(s.PolicyBudget); err != nil || s.budget <= 0 {

@@ -28,7 +28,8 @@ const handoverEnv = "VERDICTD_HANDOVER"
 
 // What the two say to each other, in this order.
 const (
-	kindReady   handover.Kind = iota + 1 // new: policy loaded, everything prepared
+	kindRecords handover.Kind = iota + 1 // old: names and descriptors of the kernel's records
+	kindReady                            // new: policy loaded, everything prepared
 	kindLegacy                           // old: stopped reading; legacy, and the sockets
 	kindFlows                            // old: number of a queue and a block of its flows; repeated
 	kindEnd                              // old: that was all
@@ -154,9 +155,8 @@ func (d *daemon) openNFLog(cfg logsink.NFLogConfig) (*logsink.NFLogReader, error
 	return logsink.AttachNFLog(cfg, d.audit, f, d.line.legacy.NFLog)
 }
 
-// takeOver takes over from the elder: what it knows, and its sockets. From its
-// return on packets wait for us.
-func (d *daemon) takeOver() error {
+// greetElder begins to speak with the elder, who goes on judging.
+func (d *daemon) greetElder() error {
 	c := d.line.elder
 	if c == nil {
 		return nil
@@ -164,8 +164,15 @@ func (d *daemon) takeOver() error {
 	if err := c.SetDeadline(time.Now().Add(prepareLimit)); err != nil {
 		return err
 	}
-	if err := c.Greet(); err != nil {
-		return err
+	return c.Greet()
+}
+
+// takeOver takes over from the elder: what it knows, and its sockets. From its
+// return on packets wait for us.
+func (d *daemon) takeOver() error {
+	c := d.line.elder
+	if c == nil {
+		return nil
 	}
 	if err := c.Send(kindReady, nil); err != nil {
 		return err
@@ -322,7 +329,13 @@ func (d *daemon) settle() {
 	clear(s.sockets)
 	if s.supervisor.Present() {
 		for name, open := range d.openSockets() {
-			d.store(name, open)
+			f, err := open()
+			d.store(name, f, err)
+		}
+		records, err := d.records()
+		d.supervise(err)
+		for name, f := range records {
+			d.store(name, f, nil)
 		}
 	}
 	d.supervise(s.supervisor.Notify("READY=1"))
@@ -341,8 +354,8 @@ func (d *daemon) openSockets() map[string]func() (*os.File, error) {
 	return open
 }
 
-func (d *daemon) store(name string, open func() (*os.File, error)) {
-	f, err := open()
+// store leaves f with the supervisor, unless err says that there is none.
+func (d *daemon) store(name string, f *os.File, err error) {
 	if err == nil {
 		err = d.line.supervisor.Store(name, f)
 		f.Close()

@@ -18,7 +18,7 @@ import (
 // names.
 type Cap string
 
-// What a test can need. Each but NFTBinary and Tshark is probed for real, in a
+// What a test can need. Each but the binaries is probed for real, in a
 // namespace of its own.
 const (
 	Root           Cap = "root (CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW)"
@@ -29,6 +29,7 @@ const (
 	IPTablesBinary Cap = "iptables-legacy and ip6tables-legacy with NFQUEUE and NFLOG targets"
 	NFTBinary      Cap = "nft binary"
 	Tshark         Cap = "tshark binary"
+	GCC            Cap = "gcc binary (with libc6-dev)"
 )
 
 // env is the environment variable, required its value, that forbids skips.
@@ -59,6 +60,8 @@ func probe(c Cap) error {
 		return onPath("nft")
 	case Tshark:
 		return onPath("tshark")
+	case GCC:
+		return onPath("gcc")
 	}
 	ns, err := lab.NewNamespace("probe")
 	if err != nil {

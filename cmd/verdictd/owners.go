@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/hook"
+	"github.com/verdictd/verdictd/process/attribution"
+)
+
+// recordPrefix begins the names of descriptors that carry what the kernel has
+// recorded about owners of sockets.
+const recordPrefix = "record-"
+
+// openOwners makes it known who owns which socket, also those that are there
+// already. It comes before the queues: nothing is judged before it.
+func (d *daemon) openOwners(ctx context.Context) error {
+	if d.attribution == attribution.Off {
+		return nil
+	}
+	maps, err := d.takeRecords()
+	if err != nil {
+		return err
+	}
+	// Rules of the user's own may queue what is forwarded, too.
+	forward := d.settings.ruleset == nil || slices.Contains(d.settings.ruleset.Hooks, hook.Forward)
+	d.owners, err = attribution.Open(attribution.Config{Mode: d.attribution, NetNS: d.netns, Forward: forward, Maps: maps})
+	if err != nil {
+		return err
+	}
+	if err := d.owners.Recorded(); err != nil && d.attribution == attribution.Auto {
+		d.log.Warn("programs that end at once will not be known", "reason", err)
+	}
+	if d.RecordPin != "" {
+		if err := d.owners.Pin(d.RecordPin); err != nil {
+			return err
+		}
+	}
+	if d.settings.ruleset != nil {
+		d.settings.ruleset.Record = d.owners.Program()
+	}
+	d.owners.Seed(ctx)
+	return nil
+}
+
+// attributor makes who tells a worker whose its packets are. It is nil if nobody
+// can.
+func (d *daemon) attributor() func() engine.Attributor {
+	if d.owners == nil {
+		return nil
+	}
+	return func() engine.Attributor {
+		a := d.owners.New()
+		d.attributors = append(d.attributors, a)
+		return a
+	}
+}
+
+// learnOwners finds out beside the packets what takes long.
+func (d *daemon) learnOwners(ctx context.Context) error {
+	if d.owners == nil {
+		return nil
+	}
+	return d.owners.Run(ctx)
+}
+
+// closeOwners ends the recording. The rules that use it must be gone.
+func (d *daemon) closeOwners() {
+	for _, a := range d.attributors {
+		a.Close()
+	}
+	if d.owners == nil {
+		return
+	}
+	if err := d.owners.Close(); err != nil {
+		d.log.Error("recording of owners not ended", "error", err)
+	}
+}
+
+// checkRecording warns if the rules cannot record who sends.
+func (d *daemon) checkRecording(r *hook.Ruleset) {
+	if _, err := r.Recording(); err != nil {
+		d.log.Warn("programs that end at once will not be known", "reason", err)
+	}
+}
+
+// records returns what opens a second descriptor of each of the kernel's records.
+func (d *daemon) records() (map[string]*os.File, error) {
+	if d.owners == nil {
+		return nil, nil
+	}
+	maps, err := d.owners.Maps()
+	named := make(map[string]*os.File, len(maps))
+	for name, f := range maps {
+		named[recordPrefix+name] = f
+	}
+	return named, err
+}
+
+// takeRecords takes over the records of the daemon before: from the elder, whose
+// first message they are, or from the supervisor if it died.
+func (d *daemon) takeRecords() (map[string]*os.File, error) {
+	if c := d.line.elder; c != nil {
+		m, err := c.Receive()
+		if err != nil {
+			return nil, err
+		}
+		var names []string
+		if err := m.Decode(&names); err != nil || m.Kind != kindRecords || len(names) != len(m.Files) {
+			m.Close()
+			return nil, fmt.Errorf("take over: message %d with %d descriptors, want %d with %d: %v", m.Kind, len(m.Files), kindRecords, len(names), err)
+		}
+		maps := map[string]*os.File{}
+		for i, name := range names {
+			maps[name[len(recordPrefix):]] = m.Files[i]
+		}
+		return maps, nil
+	}
+	maps := map[string]*os.File{}
+	for name := range d.line.sockets {
+		if len(name) > len(recordPrefix) && name[:len(recordPrefix)] == recordPrefix {
+			maps[name[len(recordPrefix):]] = d.line.take(name)
+		}
+	}
+	return maps, nil
+}
