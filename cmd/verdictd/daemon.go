@@ -278,12 +278,12 @@ func (d *daemon) announce() error {
 		if ruleset, err = d.marks.install(*d.settings.ruleset); err != nil {
 			return err
 		}
-		d.checkRecording(ruleset)
 	}
 	if err := d.commit(); err != nil {
 		return err
 	}
 	d.ruleset, d.announced = ruleset, true
+	d.checkRecording()
 	if ruleset != nil {
 		d.observer.book.SetRules(d.queued)
 		if d.offloads {

@@ -31,9 +31,6 @@ func (d *daemon) openOwners(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.owners.Recorded(); err != nil && d.attribution == attribution.Auto {
-		d.log.Warn("programs that end at once will not be known", "reason", err)
-	}
 	if d.RecordPin != "" {
 		if err := d.owners.Pin(d.RecordPin); err != nil {
 			return err
@@ -80,10 +77,17 @@ func (d *daemon) closeOwners() {
 	}
 }
 
-// checkRecording warns if the rules cannot record who sends.
-func (d *daemon) checkRecording(r *hook.Ruleset) {
-	if _, err := r.Recording(); err != nil {
-		d.log.Warn("programs that end at once will not be known", "reason", err)
+// checkRecording warns if nothing records who uses sockets, or no rule who sends.
+func (d *daemon) checkRecording() {
+	if d.owners == nil || d.attribution != attribution.Auto {
+		return
+	}
+	err := d.owners.Recorded()
+	if err == nil && d.ruleset != nil {
+		_, err = d.ruleset.Recording()
+	}
+	if err != nil {
+		d.log.Warn("programs that end at once will not be known", "reason", err, "remedy", "verdictd doctor")
 	}
 }
 
