@@ -117,13 +117,10 @@ func (a *Attributor) recordedFlow() (o *process.Owner, ok bool) {
 // if there is no socket.
 func (a *Attributor) bySocket(incoming bool, m *packet.Meta) *process.Owner {
 	s := &a.socket
-	if !a.findSocket(&a.key, incoming) {
+	if !a.findSocket(incoming, m) {
 		return nil
 	}
 	if a.r.rec != nil && s.Cookie != 0 && a.r.rec.Owner(s.Cookie, &a.owner) {
-		return a.recorded(&a.owner, process.BPFCookie)
-	}
-	if s.State == sockdiag.SynRecv && a.findListener(incoming) && a.r.rec != nil && a.r.rec.Owner(s.Cookie, &a.owner) {
 		return a.recorded(&a.owner, process.BPFCookie)
 	}
 	if o := a.held(s); o != nil {
@@ -132,27 +129,21 @@ func (a *Attributor) bySocket(incoming bool, m *packet.Meta) *process.Owner {
 	return a.bySocketUser(s, m)
 }
 
-func (a *Attributor) findSocket(k *packet.Key, incoming bool) bool {
+// findSocket looks the socket up. Of a connection that is not established yet, the
+// kernel finds the listener.
+func (a *Attributor) findSocket(incoming bool, m *packet.Meta) bool {
 	if a.diag == nil {
 		return false
 	}
-	found, err := a.diag.Find(k, incoming, &a.socket)
+	iface := m.Out
+	if incoming {
+		iface = m.In
+	}
+	found, err := a.diag.FindOn(&a.key, iface, incoming, &a.socket)
 	if err != nil {
 		a.r.counts.failed.Add(1)
 	}
 	return found && err == nil
-}
-
-// findListener looks for the socket that listens where a connection is only half
-// open. Nothing is connected to port 0, so the kernel finds the listener.
-func (a *Attributor) findListener(incoming bool) bool {
-	k := a.key
-	if incoming {
-		k.SrcPort = 0
-	} else {
-		k.DstPort = 0
-	}
-	return a.findSocket(&k, incoming) && a.socket.State == sockdiag.Listen
 }
 
 // WantHash asks for the hash of the owner's program.
