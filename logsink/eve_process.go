@@ -73,24 +73,24 @@ func appendCgroup(b []byte, c *process.Cgroup) []byte {
 
 // ownerLine has the keys of appendOwner.
 type ownerLine struct {
-	Source    string  `json:"source"`
-	PID       uint32  `json:"pid"`
-	Start     int64   `json:"start"`
-	Comm      string  `json:"comm"`
-	Cmdline   string  `json:"cmdline"`
-	TTY       string  `json:"tty"`
-	Exe       string  `json:"exe"`
-	Inside    string  `json:"exe_inside"`
-	SHA256    string  `json:"exe_sha256"`
-	Inode     uint64  `json:"exe_inode"`
-	Device    uint64  `json:"exe_device"`
-	Deleted   bool    `json:"exe_deleted"`
-	UID       *uint32 `json:"uid"`
-	GID       *uint32 `json:"gid"`
-	User      string  `json:"user"`
-	Cgroup    string  `json:"cgroup"`
-	Unit      string  `json:"unit"`
-	Slice     string  `json:"slice"`
+	Source    process.Source `json:"source"`
+	PID       uint32         `json:"pid"`
+	Start     int64          `json:"start"`
+	Comm      string         `json:"comm"`
+	Cmdline   string         `json:"cmdline"`
+	TTY       string         `json:"tty"`
+	Exe       string         `json:"exe"`
+	Inside    string         `json:"exe_inside"`
+	SHA256    string         `json:"exe_sha256"`
+	Inode     uint64         `json:"exe_inode"`
+	Device    uint64         `json:"exe_device"`
+	Deleted   bool           `json:"exe_deleted"`
+	UID       *uint32        `json:"uid"`
+	GID       *uint32        `json:"gid"`
+	User      string         `json:"user"`
+	Cgroup    string         `json:"cgroup"`
+	Unit      string         `json:"unit"`
+	Slice     string         `json:"slice"`
 	Container struct {
 		ID      string `json:"id"`
 		Runtime string `json:"runtime"`
@@ -111,15 +111,10 @@ func (l *ownerLine) owner() *process.Owner {
 	if l == nil {
 		return rules.AnyOwner()
 	}
-	o := &process.Owner{User: l.User, Cgroup: process.Cgroup{
+	o := &process.Owner{Source: l.Source, User: l.User, Cgroup: process.Cgroup{
 		Path: l.Cgroup, Unit: l.Unit, Slice: l.Slice,
 		ContainerID: l.Container.ID, Runtime: l.Container.Runtime, PodUID: l.Container.Pod,
 	}}
-	for s, name := range process.Sources() {
-		if name == l.Source {
-			o.Source = process.Source(s)
-		}
-	}
 	if l.UID != nil {
 		o.UID, o.HasUID = *l.UID, true
 	}

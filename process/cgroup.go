@@ -10,14 +10,14 @@ package process
 // demands that Manager is empty, and one about a container's ID that Path begins
 // where the runtime puts its containers.
 type Cgroup struct {
-	ID   uint64 // inode of its directory
-	Path string // below the root of the hierarchy, such as /system.slice/ssh.service; empty if unknown
+	ID   uint64 `json:"id,omitempty"`   // inode of its directory
+	Path string `json:"path,omitempty"` // below the root of the hierarchy, such as /system.slice/ssh.service; empty if unknown
 
-	Unit    string // systemd unit, spelled as systemctl does: ssh.service, session-3.scope; empty if there is none
-	Slice   string // innermost systemd slice that the unit is in: system.slice; empty if there is none
+	Unit    string `json:"unit,omitempty"`  // systemd unit, spelled as systemctl does: ssh.service, session-3.scope; empty if there is none
+	Slice   string `json:"slice,omitempty"` // innermost systemd slice that the unit is in: system.slice; empty if there is none
 	Manager string // user@1000.service if Unit is one of that user's manager; empty if it is one of the system's
 
-	ContainerID string // full id (name, for nspawn and lxc) as the path has it; empty if the path is no container's
-	Runtime     string // docker, podman, containerd, crio, nspawn, lxc; empty if the path does not say
-	PodUID      string // uid of a Kubernetes pod, with dashes; empty if it is none
+	ContainerID string `json:"container_id,omitempty"` // full id (name, for nspawn and lxc) as the path has it; empty if the path is no container's
+	Runtime     string `json:"runtime,omitempty"`      // docker, podman, containerd, crio, nspawn, lxc; empty if the path does not say
+	PodUID      string `json:"pod_uid,omitempty"`      // uid of a Kubernetes pod, with dashes; empty if it is none
 }

@@ -1,5 +1,7 @@
 package process
 
+import "slices"
+
 // Source says how the owner of a socket was found. Sources are ordered: a later
 // one says more.
 type Source uint8
@@ -36,41 +38,51 @@ func (s Source) String() string {
 	return "unknown"
 }
 
+// MarshalText returns the source's name.
+func (s Source) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a name; one that is not known is Unknown.
+func (s *Source) UnmarshalText(name []byte) error {
+	*s = Source(max(slices.Index(Sources(), string(name)), 0))
+	return nil
+}
+
 // Owner is who owns the local socket of a packet. An Owner is never changed
 // once others can see it: what is learned later makes a new one.
 type Owner struct {
 	// ID tells owners apart: whoever has the same ID is the same Owner, to the
 	// last field. It is never 0 and not used twice in the life of a daemon.
-	ID uint32
-
-	Source Source
+	ID     uint32 `json:"-"`
+	Source Source `json:"source"`
 
 	// User and group that the socket was used by; valid iff HasUID, HasGID.
-	UID, GID       uint32
-	HasUID, HasGID bool
-	User           string // name of UID; empty if it has none
+	UID    uint32 `json:"uid"`
+	GID    uint32 `json:"gid"`
+	HasUID bool   `json:"has_uid"`
+	HasGID bool   `json:"has_gid"`
+	User   string `json:"user,omitempty"` // name of UID; empty if it has none
 
-	Process *Process // nil if it is not known
-	Cgroup  Cgroup   // the zero value if it is not known
+	Process *Process `json:"process,omitempty"` // nil if it is not known
+	Cgroup  Cgroup   `json:"cgroup"`            // the zero value if it is not known
 }
 
 // Process is a process: a program that was started once.
 type Process struct {
 	// PID is the process id (in kernel terms tgid) in the initial pid namespace.
-	PID uint32
+	PID uint32 `json:"pid"`
 	// Start is when the process came into being, in Unix nanoseconds. With PID it
 	// names the process for good: pids are used again.
-	Start int64
+	Start int64 `json:"start"`
 
-	Comm    string // name that the process gives itself; at most 15 bytes, never proof of anything
-	Cmdline string // arguments, separated by blanks; cut at MaxCmdline bytes
-	TTY     string // controlling terminal, such as pts/3; empty if there is none
+	Comm    string `json:"comm"`              // name that the process gives itself; at most 15 bytes, never proof of anything
+	Cmdline string `json:"cmdline,omitempty"` // arguments, separated by blanks; cut at MaxCmdline bytes
+	TTY     string `json:"tty,omitempty"`     // controlling terminal, such as pts/3; empty if there is none
 
-	Exe Exe
+	Exe Exe `json:"exe"`
 
 	// Parents are the processes that this one descends from, its parent first, as
 	// they were when each was started; at most MaxParents.
-	Parents []Parent
+	Parents []Parent `json:"parents,omitempty"`
 }
 
 // Exe is the file that a process runs.
@@ -78,25 +90,25 @@ type Exe struct {
 	// Path leads, in the mount namespace of verdictd, to the file that runs. Empty
 	// if there is no such path, or none that is known: then Inside may say more.
 	// If Deleted, it is where the file was.
-	Path string
+	Path string `json:"path,omitempty"`
 	// Inside is the path as the process's own mount namespace names it. Whoever
 	// may make mount namespaces, which is everybody on many systems, chooses it:
 	// it is proof of nothing without the container that it stands in.
-	Inside string
+	Inside string `json:"inside,omitempty"`
 
-	Inode  uint64 // 0 if unknown
-	Device uint64 // dev_t as stat(2) gives it; valid iff Inode is not 0
+	Inode  uint64 `json:"inode,omitempty"`  // 0 if unknown
+	Device uint64 `json:"device,omitempty"` // dev_t as stat(2) gives it; valid iff Inode is not 0
 
-	Deleted bool   // Path does not lead to the file any more: it was deleted or replaced
-	SHA256  string // of the file that runs, in hex; empty if it is not known (yet)
+	Deleted bool   `json:"deleted"`          // Path does not lead to the file any more: it was deleted or replaced
+	SHA256  string `json:"sha256,omitempty"` // of the file that runs, in hex; empty if it is not known (yet)
 }
 
 // Parent is one of the processes that another descends from.
 type Parent struct {
-	PID   uint32
-	Start int64 // Unix nanoseconds
-	Comm  string
-	Exe   string // Exe.Path; empty if it is not known
+	PID   uint32 `json:"pid"`
+	Start int64  `json:"start"` // Unix nanoseconds
+	Comm  string `json:"comm"`
+	Exe   string `json:"exe,omitempty"` // Exe.Path; empty if it is not known
 }
 
 // Bounds of what is kept of a process.

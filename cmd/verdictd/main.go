@@ -98,6 +98,7 @@ and replayed on packet captures without root.
   sudo verdictd run --hook output               record what this host sends, block nothing
   sudo verdictd run --hook output,input --policy policy.rego
   sudo verdictd status                          where did every packet go?
+  sudo verdictd sockets                         whose are they, and what does the policy say?
 
 Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 2 what was given is at fault (flag, configuration, policy, capture).`,
@@ -110,7 +111,7 @@ Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, flagError(err)) })
 	root.SetHelpCommand(newHelpCommand())
 	root.AddCommand(
-		newRunCommand(e), newUpgradeCommand(e), newStatusCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
+		newRunCommand(e), newUpgradeCommand(e), newStatusCommand(e), newSocketsCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
 		newSchemaCommand(e), newRulesCommand(e), newEvalCommand(e), newWhyCommand(e),
 		newHookCommand(e), newDemoCommand(e), newManCommand(e),
 	)

@@ -165,19 +165,22 @@ func (d *daemon) observe(ctx context.Context) error {
 
 // Commands of the control socket.
 const (
-	commandStatus = "status"
-	commandReload = "reload"
+	commandStatus  = "status"
+	commandReload  = "reload"
+	commandSockets = "sockets"
 )
 
 func (d *daemon) obey(ctx context.Context, command string) (any, error) {
 	switch command {
 	case commandStatus:
 		return d.status()
+	case commandSockets:
+		return d.sockets(ctx)
 	case commandReload:
 		d.audit.Reopen()
 		return d.observer.reload.run(ctx)
 	}
-	return nil, fmt.Errorf("unknown command %q: want %s or %s", command, commandStatus, commandReload)
+	return nil, fmt.Errorf("unknown command %q: want %s, %s or %s", command, commandStatus, commandSockets, commandReload)
 }
 
 // follow notes the rules whose counter says what passed by the queue.

@@ -116,17 +116,13 @@ func (a *Attributor) recordedFlow() (o *process.Owner, ok bool) {
 // bySocket returns the owner of the socket that sock_diag finds for a.key, nil
 // if there is no socket.
 func (a *Attributor) bySocket(incoming bool, m *packet.Meta) *process.Owner {
-	s := &a.socket
 	if !a.findSocket(incoming, m) {
 		return nil
 	}
-	if a.r.rec != nil && s.Cookie != 0 && a.r.rec.Owner(s.Cookie, &a.owner) {
-		return a.recorded(&a.owner, process.BPFCookie)
-	}
-	if o := a.held(s); o != nil {
+	if o := a.ownerOf(&a.socket, m); o.Source != process.Unknown {
 		return o
 	}
-	return a.bySocketUser(s, m)
+	return nil
 }
 
 // findSocket looks the socket up. Of a connection that is not established yet, the
