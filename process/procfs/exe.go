@@ -80,12 +80,14 @@ func (fs *FS) exe(e entry, st stat) process.Exe {
 	}
 	exe := process.Exe{Inode: running.inode, Device: running.device, Deleted: running.links == 0}
 	text, err := linkAt(fs.self, "fd/"+strconv.Itoa(fd), make([]byte, unix.PathMax+1))
-	if err != nil {
+	// "/" stands for a file that was moved out of the directory that is mounted:
+	// prepend_path, fs/d_path.c.
+	if err != nil || string(text) == "/" {
 		return exe
 	}
-	fs.place(&exe, string(text), running, func() bool {
-		m, ours := fs.mountOf(fd)
-		return ours && fs.atRoot && below(m.point, string(text))
+	place(&exe, string(text), running, func() bool {
+		_, ours := fs.mountOf(fd)
+		return ours && fs.atRoot
 	})
 	return exe
 }
@@ -110,7 +112,7 @@ const mark = " (deleted)"
 // place sets Path, Inside and Deleted by the kernel's text. ours tells whether
 // text was walked from the root of our mount namespace; it is asked only if the
 // file is not at its path.
-func (fs *FS) place(exe *process.Exe, text string, running file, ours func() bool) {
+func place(exe *process.Exe, text string, running file, ours func() bool) {
 	path, marked := strings.CutSuffix(text, mark)
 	there, err := lookAt(text)
 	if err == nil && there.same(running) {
@@ -136,14 +138,6 @@ func (fs *FS) place(exe *process.Exe, text string, running file, ours func() boo
 	if strings.HasPrefix(path, "/") && ours() {
 		exe.Path, exe.Deleted = exe.Inside, true
 	}
-}
-
-// below tells whether a path is in a mount. The kernel's text is not if the file
-// was moved out of the directory that is mounted: then it is walked to the root
-// of the file system, and could be any path.
-func below(point, path string) bool {
-	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(point, "/"))
-	return ok && (rest == "" || rest[0] == '/' || rest == mark)
 }
 
 // lookAt looks at what an absolute path leads to from our root.
