@@ -120,6 +120,14 @@ func (c *child) number(t testing.TB) uint32 {
 	return uint32(n)
 }
 
+// statusOf is what /proc/PID/stat says.
+func statusOf(t testing.TB, fs *FS, pid uint32) stat {
+	t.Helper()
+	e := must(fs.entry(pid))(t)
+	defer e.close()
+	return must(e.stat())(t)
+}
+
 // statOf is the truth about a path.
 func statOf(t testing.TB, path string) file {
 	t.Helper()

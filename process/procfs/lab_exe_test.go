@@ -99,7 +99,9 @@ func TestLabExeMountNamespace(t *testing.T) {
 		defer f.Close()
 		c := start(t, "/proc/self/fd/3", func(cmd *exec.Cmd) { cmd.ExtraFiles = []*os.File{f} })
 		text, _ := os.Readlink("/proc/" + strconv.Itoa(int(c.pid)) + "/exe")
-		if ns := must(namespace(must(fs.entry(c.pid))(t).fd, "ns/mnt"))(t); ns != fs.mountNS || text != spoofed {
+		e := must(fs.entry(c.pid))(t)
+		defer e.close()
+		if ns := must(namespace(e.fd, "ns/mnt"))(t); ns != fs.mountNS || text != spoofed {
 			t.Fatalf("the test does not spoof: namespace %d, ours %d, text %q", ns, fs.mountNS, text)
 		}
 		if got := must(fs.Exe(c.pid))(t); got != want {
@@ -223,7 +225,7 @@ func TestExeLeaderEnded(t *testing.T) {
 	path := program(t, filepath.Join(t.TempDir(), "a"), "")
 	c := start(t, path, nil, "CHILD=leader")
 	p := must(fs.Process(c.pid))(t)
-	if st := must(must(fs.entry(c.pid))(t).stat())(t); !st.zombie() {
+	if st := statusOf(t, fs, c.pid); !st.zombie() {
 		t.Fatalf("state is %c, want Z", st.state)
 	}
 	if p.Exe.Path != path || p.Cmdline != path {
