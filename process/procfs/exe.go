@@ -86,7 +86,7 @@ func (fs *FS) exe(e entry, st stat) process.Exe {
 		return exe
 	}
 	place(&exe, string(text), running, func() bool {
-		_, ours := fs.mountOf(fd)
+		_, ours := fs.ourMount(fd)
 		return ours && fs.atRoot
 	})
 	return exe
@@ -199,7 +199,7 @@ func (fs *FS) ResolveExe(inside string, inode, device uint64, mountNS uint32, pi
 	there, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
 	switch {
 	case err != nil || inode == 0:
-	case fs.isRecorded(fd, there, recorded):
+	case isRecorded(fs.self, fd, there, recorded):
 		exe.Path, exe.Device = exe.Inside, there.device
 	case ours:
 		exe.Path, exe.Deleted = exe.Inside, true
@@ -225,7 +225,7 @@ func (fs *FS) liveExe(recorded file, pid uint32, startBoot uint64) (process.Exe,
 	}
 	defer unix.Close(fd)
 	running, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
-	if err != nil || !fs.isRecorded(fd, running, recorded) {
+	if err != nil || !isRecorded(e.fd, fd, running, recorded) {
 		return process.Exe{}, false
 	}
 	exe := fs.exe(e, st)
@@ -233,13 +233,14 @@ func (fs *FS) liveExe(recorded file, pid uint32, startBoot uint64) (process.Exe,
 }
 
 // isRecorded tells whether an open file is the one that the kernel recorded.
-func (fs *FS) isRecorded(fd int, there, recorded file) bool {
+// process is the directory of one that the file's mount is listed for.
+func isRecorded(process, fd int, there, recorded file) bool {
 	if there.inode != recorded.inode {
 		return false
 	}
 	if there.device == recorded.device {
 		return true
 	}
-	m, ok := fs.mountOf(fd)
-	return ok && m.device == recorded.device
+	device, ok := listedMount(process, fd)
+	return ok && device == recorded.device
 }

@@ -118,7 +118,7 @@ func TestLabResolveExeOverlay(t *testing.T) {
 	t.Cleanup(func() { unix.Unmount(merged, unix.MNT_DETACH) })
 	path := filepath.Join(merged, "a")
 	var super uint64
-	for _, m := range must(fs.mounts())(t) {
+	for _, m := range must(mounts(fs.self))(t) {
 		if m.point == merged {
 			super = m.device
 		}

@@ -53,11 +53,11 @@ func (fs *FS) open(root string) error {
 		return fmt.Errorf("read own mount namespace: %w", err)
 	}
 	fs.atRoot = atRoot()
-	mounts, err := fs.mounts()
+	list, err := mounts(fs.self)
 	if err != nil {
 		return err
 	}
-	for _, m := range mounts {
+	for _, m := range list {
 		if m.fsType == "cgroup2" && m.root == "/" && fs.cgroups < 0 {
 			fs.openCgroups(m.point)
 		}
