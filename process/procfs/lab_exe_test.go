@@ -4,7 +4,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 	"testing"
@@ -173,41 +172,25 @@ func TestLabOwnChroot(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "proc"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	type answer struct {
-		before, after bool
-		err           error
-	}
-	got := make(chan answer)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends here
-		var a answer
-		steps := []func() error{
+	var before, after bool
+	var err error
+	onSpareThread(func() {
+		for _, step := range []func() error{
 			func() error { return unix.Unshare(unix.CLONE_NEWNS) },
 			func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") },
 			func() error { return unix.Mount("/proc", filepath.Join(dir, "proc"), "", unix.MS_BIND, "") },
-			func() error { a.before = onNewThread(enteredRootIsOurs); return nil },
+			func() error { before = atRoot(); return nil },
 			func() error { return unix.Chroot(dir) },
-			func() error { a.after = enteredRootIsOurs(); return nil },
-		}
-		for _, step := range steps {
-			if a.err == nil {
-				a.err = step()
+			func() error { after = enteredRootIsOurs(); return nil },
+		} {
+			if err == nil {
+				err = step()
 			}
 		}
-		got <- a
-	}()
-	if a := <-got; a.err != nil || !a.before || a.after {
-		t.Errorf("at root %v, in chroot %v, error %v; want true, false", a.before, a.after, a.err)
+	})
+	if err != nil || !before || after {
+		t.Errorf("at root %v, in chroot %v, error %v; want true, false", before, after, err)
 	}
-}
-
-func onNewThread(f func() bool) bool {
-	answer := make(chan bool)
-	go func() {
-		runtime.LockOSThread()
-		answer <- f()
-	}()
-	return <-answer
 }
 
 func TestExeMemfd(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -205,10 +204,7 @@ func TestLabNoRights(t *testing.T) {
 	if _, err := hidden.Process(c.pid); err != nil {
 		t.Errorf("root cannot look: %v", err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // for good: the thread ends here
+	onSpareThread(func() {
 		const nobody = 65534
 		for _, call := range [][4]uintptr{{unix.SYS_SETGROUPS}, {unix.SYS_SETRESGID, nobody, nobody, nobody}, {unix.SYS_SETRESUID, nobody, nobody, nobody}} {
 			if _, _, errno := syscall.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
@@ -223,8 +219,7 @@ func TestLabNoRights(t *testing.T) {
 		if p, err := hidden.Process(c.pid); !errors.Is(err, ErrGone) {
 			t.Errorf("hidden from nobody: %+v, %v", p, err)
 		}
-	}()
-	<-done
+	})
 }
 
 // TestLabPidReuse makes the kernel give the pid of an ended process to another.

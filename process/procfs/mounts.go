@@ -156,18 +156,26 @@ func statmount(id uint64) (device uint64, err error) {
 // latter. It is false, too, if we may not do that (CAP_SYS_ADMIN and
 // CAP_SYS_CHROOT).
 func atRoot() bool {
-	answer := make(chan bool, 1)
+	at := false
+	onSpareThread(func() { at = enteredRootIsOurs() })
+	return at
+}
+
+// onSpareThread runs f on a thread that is not used again, and waits for it. It
+// is never the first thread of the process, as that is what /proc/self shows.
+func onSpareThread(f func()) {
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// /proc/self is the first thread: keep it out of this.
-			answer <- atRoot()
+			onSpareThread(f)
 			runtime.UnlockOSThread()
 			return
 		}
-		answer <- enteredRootIsOurs() // locked for good: the thread ends with the goroutine
+		f() // locked for good: the thread ends with the goroutine
 	}()
-	return <-answer
+	<-done
 }
 
 func enteredRootIsOurs() bool {
