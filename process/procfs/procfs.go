@@ -147,6 +147,25 @@ func readAt(dir int, name string, buf []byte) ([]byte, error) {
 	return buf[:n], nil
 }
 
+// readOnce is readAt for a file that the kernel gives whole by the first read, if
+// it fits: single_open, fs/seq_file.c.
+func readOnce(dir int, name string, buf []byte) ([]byte, error) {
+	fd, err := openat(dir, name, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Read(fd, buf)
+		if err == nil {
+			return buf[:n], nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, err
+		}
+	}
+}
+
 // readAll reads a file below dir to its end.
 func readAll(dir int, name string) ([]byte, error) {
 	const first, most = 16 << 10, 64 << 20
