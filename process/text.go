@@ -20,6 +20,7 @@ func TextMax(b []byte, maxBytes int) string {
 		return string(cut(b, maxBytes))
 	}
 	const digits = "0123456789abcdef"
+	maxBytes = max(maxBytes, 0)
 	out := make([]byte, 0, min(len(b)*escaped, maxBytes))
 	for len(b) > 0 {
 		r, size := utf8.DecodeRune(b)

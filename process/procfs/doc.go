@@ -13,7 +13,16 @@
 // Rights: CAP_SYS_PTRACE for executables and descriptors of others' processes,
 // CAP_DAC_READ_SEARCH for control groups by id; as root of the initial user
 // namespace there is nothing to do. Pids are those of the pid namespace that the
-// proc file system was mounted in. File systems in user space (FUSE), and dead
+// proc file system was mounted in.
+//
+// Paths of executables are told in the mount namespace of verdictd. If a service
+// manager gives it one of its own, the path of a file that was deleted or
+// replaced is never known, as its mount is not ours, and what is hidden
+// (PrivateTmp=, ProtectHome=yes) has no path: Inside has it. Without CAP_SYS_ADMIN
+// and CAP_SYS_CHROOT, or under RestrictNamespaces=, Open cannot tell whether our
+// root directory is that of the namespace, with the first of these consequences.
+//
+// File systems in user space (FUSE), and dead
 // network file systems, can let a call that looks at an executable wait: who must
 // not wait calls from a goroutine of its own.
 package procfs

@@ -80,12 +80,14 @@ func (fs *FS) exe(e entry, st stat) process.Exe {
 	}
 	exe := process.Exe{Inode: running.inode, Device: running.device, Deleted: running.links == 0}
 	text, err := linkAt(fs.self, "fd/"+strconv.Itoa(fd), make([]byte, unix.PathMax+1))
-	if err != nil {
+	// "/" stands for a file that was moved out of the directory that is mounted:
+	// prepend_path, fs/d_path.c.
+	if err != nil || string(text) == "/" {
 		return exe
 	}
-	fs.place(&exe, string(text), running, func() bool {
-		m, ours := fs.mountOf(fd)
-		return ours && fs.atRoot && below(m.point, string(text))
+	place(&exe, string(text), running, func() bool {
+		_, ours := fs.ourMount(fd)
+		return ours && fs.atRoot
 	})
 	return exe
 }
@@ -110,7 +112,7 @@ const mark = " (deleted)"
 // place sets Path, Inside and Deleted by the kernel's text. ours tells whether
 // text was walked from the root of our mount namespace; it is asked only if the
 // file is not at its path.
-func (fs *FS) place(exe *process.Exe, text string, running file, ours func() bool) {
+func place(exe *process.Exe, text string, running file, ours func() bool) {
 	path, marked := strings.CutSuffix(text, mark)
 	there, err := lookAt(text)
 	if err == nil && there.same(running) {
@@ -136,14 +138,6 @@ func (fs *FS) place(exe *process.Exe, text string, running file, ours func() boo
 	if strings.HasPrefix(path, "/") && ours() {
 		exe.Path, exe.Deleted = exe.Inside, true
 	}
-}
-
-// below tells whether a path is in a mount. The kernel's text is not if the file
-// was moved out of the directory that is mounted: then it is walked to the root
-// of the file system, and could be any path.
-func below(point, path string) bool {
-	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(point, "/"))
-	return ok && (rest == "" || rest[0] == '/' || rest == mark)
 }
 
 // lookAt looks at what an absolute path leads to from our root.
@@ -205,7 +199,7 @@ func (fs *FS) ResolveExe(inside string, inode, device uint64, mountNS uint32, pi
 	there, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
 	switch {
 	case err != nil || inode == 0:
-	case fs.isRecorded(fd, there, recorded):
+	case isRecorded(fs.self, fd, there, recorded):
 		exe.Path, exe.Device = exe.Inside, there.device
 	case ours:
 		exe.Path, exe.Deleted = exe.Inside, true
@@ -231,7 +225,7 @@ func (fs *FS) liveExe(recorded file, pid uint32, startBoot uint64) (process.Exe,
 	}
 	defer unix.Close(fd)
 	running, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
-	if err != nil || !fs.isRecorded(fd, running, recorded) {
+	if err != nil || !isRecorded(e.fd, fd, running, recorded) {
 		return process.Exe{}, false
 	}
 	exe := fs.exe(e, st)
@@ -239,13 +233,14 @@ func (fs *FS) liveExe(recorded file, pid uint32, startBoot uint64) (process.Exe,
 }
 
 // isRecorded tells whether an open file is the one that the kernel recorded.
-func (fs *FS) isRecorded(fd int, there, recorded file) bool {
+// process is the directory of one that the file's mount is listed for.
+func isRecorded(process, fd int, there, recorded file) bool {
 	if there.inode != recorded.inode {
 		return false
 	}
 	if there.device == recorded.device {
 		return true
 	}
-	m, ok := fs.mountOf(fd)
-	return ok && m.device == recorded.device
+	device, ok := listedMount(process, fd)
+	return ok && device == recorded.device
 }

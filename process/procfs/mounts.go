@@ -1,10 +1,12 @@
 package procfs
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,11 +20,12 @@ type mount struct {
 	fsType string
 }
 
-// mounts lists the mounts that can be reached in our own mount namespace.
-func (fs *FS) mounts() ([]mount, error) {
-	b, err := readAll(fs.self, "mountinfo")
+// mounts lists the mounts that can be reached in the mount namespace of the
+// process whose directory is given.
+func mounts(process int) ([]mount, error) {
+	b, err := readAll(process, "mountinfo")
 	if err != nil {
-		return nil, fmt.Errorf("read own mountinfo: %w", err)
+		return nil, fmt.Errorf("read mountinfo: %w", err)
 	}
 	var list []mount
 	for line := range strings.Lines(string(b)) {
@@ -78,26 +81,74 @@ func unmangle(s string) string {
 	return out.String()
 }
 
-// mountOf returns the mount that an open file is in, if it is one of ours. While
-// the file is open its number is not used for another.
-func (fs *FS) mountOf(fd int) (mount, bool) {
-	var stx unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &stx); err != nil {
-		return mount{}, false
-	}
-	if stx.Mask&unix.STATX_MNT_ID == 0 { // before Linux 5.8
-		return mount{}, false
-	}
-	list, err := fs.mounts()
-	if err != nil {
-		return mount{}, false
-	}
-	for _, m := range list {
-		if m.id == stx.Mnt_id {
-			return m, true
+// ourMount tells whether an open file is in a mount of our own mount namespace,
+// and the device of its file system. While the file is open the number of its
+// mount is not used for another.
+func (fs *FS) ourMount(fd int) (device uint64, ours bool) {
+	if id, ok := mountID(fd, unix.STATX_MNT_ID_UNIQUE); ok {
+		device, err := statmount(id)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return device, err == nil
 		}
 	}
-	return mount{}, false
+	return listedMount(fs.self, fd)
+}
+
+// listedMount looks for the mount of an open file in the mountinfo of a process,
+// which takes some microseconds for each mount that there is.
+func listedMount(process, fd int) (device uint64, listed bool) {
+	id, ok := mountID(fd, unix.STATX_MNT_ID)
+	if !ok {
+		return 0, false
+	}
+	list, err := mounts(process)
+	if err != nil {
+		return 0, false
+	}
+	for _, m := range list {
+		if m.id == id {
+			return m.device, true
+		}
+	}
+	return 0, false
+}
+
+// mountID returns the number of the mount that an open file is in: STATX_MNT_ID
+// since Linux 5.8, STATX_MNT_ID_UNIQUE since 6.8.
+func mountID(fd, kind int) (id uint64, ok bool) {
+	var stx unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, kind, &stx); err != nil {
+		return 0, false
+	}
+	return stx.Mnt_id, stx.Mask&uint32(kind) != 0
+}
+
+// statmount returns the device of a mount's file system; ENOENT if it is not in
+// our mount namespace, ENOSYS before Linux 6.8.
+//
+// Source: struct mnt_id_req and struct statmount, include/uapi/linux/mount.h.
+func statmount(id uint64) (device uint64, err error) {
+	const sbBasic = 1 // STATMOUNT_SB_BASIC
+	request := struct {
+		size, _   uint32
+		id, param uint64
+	}{id: id, param: sbBasic}
+	request.size = uint32(unsafe.Sizeof(request)) // MNT_ID_REQ_SIZE_VER0
+	var answer struct {
+		size, _      uint32
+		mask         uint64
+		major, minor uint32
+		_            [488]byte
+	}
+	_, _, errno := unix.Syscall6(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(&request)),
+		uintptr(unsafe.Pointer(&answer)), unsafe.Sizeof(answer), 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	if answer.mask&sbBasic == 0 {
+		return 0, unix.ENOSYS
+	}
+	return unix.Mkdev(answer.major, answer.minor), nil
 }
 
 // atRoot tells whether the root directory of this process is that of its mount
@@ -105,18 +156,26 @@ func (fs *FS) mountOf(fd int) (mount, bool) {
 // latter. It is false, too, if we may not do that (CAP_SYS_ADMIN and
 // CAP_SYS_CHROOT).
 func atRoot() bool {
-	answer := make(chan bool, 1)
+	at := false
+	onSpareThread(func() { at = enteredRootIsOurs() })
+	return at
+}
+
+// onSpareThread runs f on a thread that is not used again, and waits for it. It
+// is never the first thread of the process, as that is what /proc/self shows.
+func onSpareThread(f func()) {
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// /proc/self is the first thread: keep it out of this.
-			answer <- atRoot()
+			onSpareThread(f)
 			runtime.UnlockOSThread()
 			return
 		}
-		answer <- enteredRootIsOurs() // locked for good: the thread ends with the goroutine
+		f() // locked for good: the thread ends with the goroutine
 	}()
-	return <-answer
+	<-done
 }
 
 func enteredRootIsOurs() bool {

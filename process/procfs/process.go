@@ -104,16 +104,20 @@ func (fs *FS) parents(e entry, st stat) []process.Parent {
 	return list
 }
 
-// parent opens the parent of a child. That the child still names it after it was
-// opened shows that its number was not given to another between.
+// parent opens the parent of a child. If it started before the child it is the
+// one that the child named, as its number can be given to another only later.
+// Within one tick that the child still names it shows the same.
 func (fs *FS) parent(child entry, st stat) (entry, stat, bool) {
 	const tries = 3
 	for range tries {
 		parent, err := fs.entry(st.parent)
 		if err == nil {
-			pst, perr := parent.stat()
+			pst, err := parent.stat()
+			if err == nil && pst.start < st.start {
+				return parent, pst, true
+			}
 			again, cerr := child.stat()
-			if perr == nil && cerr == nil && again.parent == parent.pid && pst.start <= again.start {
+			if err == nil && cerr == nil && again.parent == parent.pid && pst.start == again.start {
 				return parent, pst, true
 			}
 			parent.close()

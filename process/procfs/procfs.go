@@ -53,11 +53,11 @@ func (fs *FS) open(root string) error {
 		return fmt.Errorf("read own mount namespace: %w", err)
 	}
 	fs.atRoot = atRoot()
-	mounts, err := fs.mounts()
+	list, err := mounts(fs.self)
 	if err != nil {
 		return err
 	}
-	for _, m := range mounts {
+	for _, m := range list {
 		if m.fsType == "cgroup2" && m.root == "/" && fs.cgroups < 0 {
 			fs.openCgroups(m.point)
 		}
@@ -145,6 +145,25 @@ func readAt(dir int, name string, buf []byte) ([]byte, error) {
 		n += m
 	}
 	return buf[:n], nil
+}
+
+// readOnce is readAt for a file that the kernel gives whole by the first read, if
+// it fits: single_open, fs/seq_file.c.
+func readOnce(dir int, name string, buf []byte) ([]byte, error) {
+	fd, err := openat(dir, name, readOnly)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Read(fd, buf)
+		if err == nil {
+			return buf[:n], nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, err
+		}
+	}
 }
 
 // readAll reads a file below dir to its end.

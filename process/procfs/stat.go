@@ -24,12 +24,16 @@ type stat struct {
 // zombie has ended and was not waited for; its other threads may go on.
 func (s stat) zombie() bool { return s.state == 'Z' }
 
+// maxStat is more than 52 numbers of 20 digits and a name of 64 bytes can have
+// in practice; what is cut lacks fields, and is an error.
+const maxStat = 1024
+
 var errStat = errors.New("stat is not what proc_pid_stat(5) says")
 
 // stat reads the entry's stat. A thread that is no process counts as gone:
 // /proc has an entry for it, which the listing does not show.
 func (e entry) stat() (stat, error) {
-	b, err := readAt(e.fd, "stat", make([]byte, 1024))
+	b, err := readOnce(e.fd, "stat", make([]byte, maxStat))
 	if err != nil {
 		return stat{}, err
 	}
@@ -129,7 +133,7 @@ func (e entry) threadDir() (int, error) {
 		if err != nil {
 			return true
 		}
-		b, err := readAt(fd, "stat", make([]byte, 1024))
+		b, err := readOnce(fd, "stat", make([]byte, maxStat))
 		st, perr := parseStat(b)
 		if err != nil || perr != nil || st.state == 'Z' || st.state == 'X' {
 			unix.Close(fd)
