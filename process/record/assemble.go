@@ -1,6 +1,7 @@
 package record
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/cilium/ebpf/asm"
@@ -76,6 +77,18 @@ func (c *code) probeTo(dst asm.Register, at int16, size int32, src asm.Register,
 func (c *code) follow(dst, src asm.Register, offset, scratch int16) {
 	c.probe(scratch, 8, src, offset)
 	c.add(asm.LoadMem(dst, asm.R10, scratch, asm.DWord))
+}
+
+// windowSize bounds what window copies.
+const windowSize = 64
+
+// window copies the part of a structure in kernel memory that has all the fields
+// of eight bytes at these offsets to the stack, in one go, and tells where each
+// is then. Offsets too far apart are an error of kernelOffsets.
+func (c *code) window(at int16, src asm.Register, offsets ...int16) func(offset int16) int16 {
+	first, last := slices.Min(offsets), slices.Max(offsets)
+	c.probe(at, int32(last-first)+8, src, first)
+	return func(offset int16) int16 { return at + offset - first }
 }
 
 // lookup leaves a pointer to the value of the key on the stack, or 0, in R0.

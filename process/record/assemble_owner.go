@@ -3,16 +3,8 @@ package record
 import (
 	"unsafe"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 )
-
-// programs puts programs together. Without offsets (no BTF) the programs read
-// nothing from kernel structures.
-type programs struct {
-	maps    *maps
-	offsets *offsets
-}
 
 // The stack of all programs that look at the current process. Slots of eight
 // bytes; the owner record is on top.
@@ -25,9 +17,10 @@ const (
 	slotStart  = slotOwner - 40 // start of the process
 	slotExec   = slotOwner - 48 // self_exec_id
 	slotTemp   = slotOwner - 56
-	slotCtx    = slotOwner - 64 // spilled context
-	slotChild  = slotOwner - 72 // u32: key of the processes map
-	slotBottom = slotOwner - 72
+	slotCtx    = slotOwner - 64         // spilled context
+	slotChild  = slotOwner - 72         // u32: key of the processes map
+	walkAt     = slotChild - windowSize // part of a structure
+	slotBottom = walkAt
 )
 
 // owner assembles the program for a cgroup hook: cookie of the socket to owner
@@ -205,25 +198,4 @@ func (p *programs) copyOwner(c *code, src asm.Register, at, cookie int16, torn s
 		asm.LoadMem(asm.R2, asm.R10, at+int16(unsafe.Offsetof(r.Check)), asm.DWord),
 		asm.JNE.Reg(asm.R1, asm.R2, torn),
 	)
-}
-
-// ownerHooks lists the cgroup hooks.
-func ownerHooks() []hookPoint {
-	return []hookPoint{
-		{"sock_create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, HookCreate},
-		{"connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, HookConnect},
-		{"connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, HookConnect},
-		{"sendmsg4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, HookSend},
-		{"sendmsg6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, HookSend},
-		{"post_bind4", ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind, HookBind},
-		{"post_bind6", ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind, HookBind},
-	}
-}
-
-// hookPoint is a place where cgroup programs are called.
-type hookPoint struct {
-	name   string
-	typ    ebpf.ProgramType
-	attach ebpf.AttachType
-	hook   Hook
 }

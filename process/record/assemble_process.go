@@ -6,8 +6,9 @@ import (
 	"github.com/cilium/ebpf/asm"
 )
 
-// pathSteps bounds the walk up from a file: components and mounts.
-const pathSteps = 48
+// pathSteps bounds the walk up from a file: components and mounts. The verifier
+// takes as many rounds.
+const pathSteps = 32
 
 // field returns the offset of a field of the process record.
 func field(offset uintptr) int16 { return int16(offset) }
@@ -173,28 +174,31 @@ func (p *programs) walk(c *code) {
 	c.add(asm.Mov.Imm(asm.R9, 0))
 	c.label(top)
 	c.add(asm.JGE.Imm(asm.R9, pathSteps, cut), asm.Add.Imm(asm.R9, 1))
-	c.follow(asm.R1, asm.R6, o.mountRoot, slotTemp)
-	c.add(asm.JNE.Reg(asm.R1, asm.R7, component))
+	mount := c.window(walkAt, asm.R6, o.mountRoot, o.mountParent, o.mountPoint)
+	c.add(asm.LoadMem(asm.R1, asm.R10, mount(o.mountRoot), asm.DWord), asm.JNE.Reg(asm.R1, asm.R7, component))
 	// The root of a mount: go on where that is mounted.
-	c.follow(asm.R1, asm.R6, o.mountParent, slotTemp)
-	c.add(asm.JEq.Reg(asm.R1, asm.R6, end), asm.JEq.Imm(asm.R1, 0, end))
-	c.follow(asm.R7, asm.R6, o.mountPoint, slotTemp)
-	c.follow(asm.R6, asm.R6, o.mountParent, slotTemp)
-	c.add(asm.Ja.Label(top))
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, mount(o.mountParent), asm.DWord),
+		asm.JEq.Reg(asm.R1, asm.R6, end), asm.JEq.Imm(asm.R1, 0, end),
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMem(asm.R7, asm.R10, mount(o.mountPoint), asm.DWord),
+		asm.Ja.Label(top),
+	)
 	c.label(component)
-	c.follow(asm.R3, asm.R7, o.dentryName, slotTemp)
+	dentry := c.window(walkAt, asm.R7, o.dentryParent, o.dentryName)
 	c.add(
 		asm.LoadMem(asm.R1, asm.R8, field(unsafe.Offsetof(r.PathLen)), asm.Word),
 		asm.JGT.Imm(asm.R1, pathLimit, cut),
 		asm.Add.Reg(asm.R1, asm.R8), asm.Add.Imm(asm.R1, int32(unsafe.Offsetof(r.Path))),
 		asm.Mov.Imm(asm.R2, componentSize),
+		asm.LoadMem(asm.R3, asm.R10, dentry(o.dentryName), asm.DWord),
 		asm.FnProbeReadKernelStr.Call(),
 		asm.JSLE.Imm(asm.R0, 0, cut),
 		asm.LoadMem(asm.R1, asm.R8, field(unsafe.Offsetof(r.PathLen)), asm.Word),
 		asm.Add.Reg(asm.R1, asm.R0),
 		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.PathLen)), asm.R1, asm.Word),
+		asm.LoadMem(asm.R1, asm.R10, dentry(o.dentryParent), asm.DWord),
 	)
-	c.follow(asm.R1, asm.R7, o.dentryParent, slotTemp)
 	detached := c.fresh()
 	c.add(asm.JEq.Reg(asm.R1, asm.R7, detached), asm.Mov.Reg(asm.R7, asm.R1), asm.Ja.Label(top))
 	c.label(detached)

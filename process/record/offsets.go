@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf/btf"
@@ -49,10 +50,19 @@ func kernelOffsets() (*offsets, error) {
 	f.task(o)
 	f.file(o)
 	f.sock(o)
+	f.near(o.mountRoot, o.mountParent, o.mountPoint)
+	f.near(o.dentryParent, o.dentryName)
 	if f.err != nil {
 		return nil, f.err
 	}
 	return o, nil
+}
+
+// near sees to it that fields can be read by code.window.
+func (f *fields) near(offsets ...int16) {
+	if f.err == nil && slices.Max(offsets)-slices.Min(offsets) > windowSize-8 {
+		f.err = fmt.Errorf("read BTF: fields at %v are farther apart than known", offsets)
+	}
 }
 
 func (f *fields) task(o *offsets) {

@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
@@ -61,24 +61,32 @@ func (r *Recorder) open(cfg Config) error {
 	// Linux 5.11 and later charge maps to the memory cgroup and need no limit. If
 	// it is needed and cannot be raised, making the maps says so.
 	_ = rlimit.RemoveMemlock()
+	var unknown error
+	var side sync.WaitGroup
+	side.Go(func() { r.offsets, unknown = kernelOffsets() })
 	taken, err := r.maps.open(cfg)
+	side.Wait()
 	if err != nil {
 		return err
 	}
 	r.stats.Inherited = taken
-	if r.offsets, err = kernelOffsets(); err != nil {
-		r.miss("programs of processes, their start times, owners of accepted connections", err)
-	}
 	dir, err := r.cgroup(cfg.Cgroup)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := r.essential(dir); err != nil {
-		return err
+	err = r.attachAll(dir, cfg.Forward)
+	if err != nil && r.offsets != nil {
+		// The kernel may refuse to let its structures be read: go without.
+		r.offsets, unknown = nil, err
+		if r.detach() == nil && r.attachAll(dir, cfg.Forward) == nil {
+			err = nil
+		}
 	}
-	r.optional(dir, cfg.Forward)
-	return nil
+	if r.offsets == nil {
+		r.miss("programs of processes, their start times, owners of accepted connections", unknown)
+	}
+	return err
 }
 
 // cgroup opens the directory to attach to.
@@ -99,108 +107,6 @@ func (r *Recorder) cgroup(path string) (*os.File, error) {
 		r.miss("processes outside of "+path, errors.New("it is not the root of the hierarchy of cgroups"))
 	}
 	return dir, nil
-}
-
-// essential loads and attaches what nothing works without. Where the kernel
-// refuses to let its structures be read, it goes without.
-func (r *Recorder) essential(dir *os.File) error {
-	err := r.attachOwners(dir)
-	if err == nil || r.offsets == nil {
-		return err
-	}
-	r.detach()
-	r.offsets = nil
-	if again := r.attachOwners(dir); again != nil {
-		return err // the first one says more
-	}
-	r.miss("programs of processes, their start times, owners of accepted connections", err)
-	return nil
-}
-
-// attachOwners loads the flow program and attaches the cgroup hooks.
-func (r *Recorder) attachOwners(dir *os.File) error {
-	p := &programs{maps: &r.maps, offsets: r.offsets}
-	var err error
-	r.flow, err = load("flow", ebpf.SocketFilter, ebpf.AttachNone, p.flow(0, 0))
-	if err != nil {
-		return err
-	}
-	r.stats.Programs = append(r.stats.Programs, Program{Name: "flow", Attached: true})
-	for _, h := range ownerHooks() {
-		if err := r.attachCgroup(dir, h, p.owner(h.hook)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// optional attaches what the rest works without.
-func (r *Recorder) optional(dir *os.File, forward bool) {
-	p := &programs{maps: &r.maps, offsets: r.offsets}
-	if r.offsets != nil {
-		r.try("exec", r.attachTracepoint("sched_process_exec", "exec", p.exec()))
-		r.try("fork", r.attachTracepoint("sched_process_fork", "fork", p.fork()))
-		r.try("exit", r.attachTracepoint("sched_process_exit", "exit", p.exit()))
-		r.try("accept", r.attachCgroup(dir, hookPoint{"accept", ebpf.SockOps, ebpf.AttachCGroupSockOps, HookAccept}, p.accept()))
-	}
-	if forward {
-		egress := hookPoint{"egress", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, HookUnknown}
-		r.try("egress", r.attachCgroup(dir, egress, p.flow(1, ownNetNS())))
-	}
-}
-
-// load loads one program. The error names it and what is missing.
-func load(name string, typ ebpf.ProgramType, attach ebpf.AttachType, ins asm.Instructions) (*ebpf.Program, error) {
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "vd_" + name, Type: typ, AttachType: attach, License: "GPL", Instructions: ins,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("load program %s: %w%s", name, err, needs(err))
-	}
-	return prog, nil
-}
-
-// attachCgroup loads a program and links it to the cgroup. The link alone keeps
-// it: it goes when the link is closed.
-func (r *Recorder) attachCgroup(dir *os.File, h hookPoint, ins asm.Instructions) error {
-	prog, err := load(h.name, h.typ, h.attach, ins)
-	if err != nil {
-		return err
-	}
-	defer prog.Close()
-	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(dir.Fd()), Program: prog, Attach: h.attach})
-	if err != nil {
-		return fmt.Errorf("attach program %s to cgroup %s: %w%s", h.name, dir.Name(), err, needs(err))
-	}
-	r.attached(h.name, l)
-	return nil
-}
-
-// attachTracepoint loads a program and links it to a tracepoint.
-func (r *Recorder) attachTracepoint(point, name string, ins asm.Instructions) error {
-	prog, err := load(name, ebpf.RawTracepoint, ebpf.AttachNone, ins)
-	if err != nil {
-		return err
-	}
-	defer prog.Close()
-	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: point, Program: prog})
-	if err != nil {
-		return fmt.Errorf("attach program %s to tracepoint %s: %w%s", name, point, err, needs(err))
-	}
-	r.attached(name, l)
-	return nil
-}
-
-func (r *Recorder) attached(name string, l link.Link) {
-	r.links = append(r.links, l)
-	r.stats.Programs = append(r.stats.Programs, Program{Name: name, Attached: true})
-}
-
-// try notes that an optional program is not there.
-func (r *Recorder) try(name string, err error) {
-	if err != nil {
-		r.stats.Programs = append(r.stats.Programs, Program{Name: name, Reason: err.Error()})
-	}
 }
 
 // miss notes what is not recorded, and why.

@@ -1,0 +1,128 @@
+package record
+
+import (
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+)
+
+// programs puts programs together. Without offsets (no BTF) the programs read
+// nothing from kernel structures.
+type programs struct {
+	maps    *maps
+	offsets *offsets
+}
+
+// part is one program and where it is attached.
+type part struct {
+	name     string
+	typ      ebpf.ProgramType
+	attach   ebpf.AttachType // of cgroup programs
+	point    string          // tracepoint, if it is for one
+	optional bool
+	ins      asm.Instructions
+
+	prog *ebpf.Program
+	err  error
+}
+
+// flowPart is the name of the program that a rule attaches.
+const flowPart = "flow"
+
+// parts assembles all programs that can be used.
+func (p *programs) parts(forward bool) []*part {
+	hook := func(name string, typ ebpf.ProgramType, attach ebpf.AttachType, hook Hook) *part {
+		return &part{name: name, typ: typ, attach: attach, ins: p.owner(hook)}
+	}
+	all := []*part{
+		{name: flowPart, typ: ebpf.SocketFilter, ins: p.flow(0, 0)},
+		hook("sock_create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, HookCreate),
+		hook("connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, HookConnect),
+		hook("connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, HookConnect),
+		hook("sendmsg4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, HookSend),
+		hook("sendmsg6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, HookSend),
+		hook("post_bind4", ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind, HookBind),
+		hook("post_bind6", ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind, HookBind),
+	}
+	if p.offsets != nil {
+		all = append(all,
+			&part{name: "exec", typ: ebpf.RawTracepoint, point: "sched_process_exec", optional: true, ins: p.exec()},
+			&part{name: "fork", typ: ebpf.RawTracepoint, point: "sched_process_fork", optional: true, ins: p.fork()},
+			&part{name: "exit", typ: ebpf.RawTracepoint, point: "sched_process_exit", optional: true, ins: p.exit()},
+			&part{name: "accept", typ: ebpf.SockOps, attach: ebpf.AttachCGroupSockOps, optional: true, ins: p.accept()},
+		)
+	}
+	if forward {
+		all = append(all, &part{name: "egress", typ: ebpf.CGroupSKB, attach: ebpf.AttachCGroupInetEgress, optional: true,
+			ins: p.flow(1, ownNetNS())})
+	}
+	return all
+}
+
+// load loads the programs side by side, as the verifier takes milliseconds for
+// each, and notes errors with them.
+func load(all []*part) {
+	var wait sync.WaitGroup
+	for _, p := range all {
+		wait.Go(func() {
+			p.prog, p.err = ebpf.NewProgram(&ebpf.ProgramSpec{
+				Name: "vd_" + p.name, Type: p.typ, AttachType: p.attach, License: "GPL", Instructions: p.ins,
+			})
+			if p.err != nil {
+				p.err = fmt.Errorf("load program %s: %w%s", p.name, p.err, needs(p.err))
+			}
+		})
+	}
+	wait.Wait()
+}
+
+// attachAll loads all programs and attaches all but the flow program. An error
+// is the first of a program that is not optional; the caller must detach then.
+func (r *Recorder) attachAll(dir *os.File, forward bool) error {
+	all := (&programs{maps: &r.maps, offsets: r.offsets}).parts(forward)
+	load(all)
+	var first error
+	for _, p := range all {
+		if p.err == nil && first == nil {
+			p.err = r.attach(dir, p)
+		}
+		if p.prog != nil && p.prog != r.flow {
+			p.prog.Close() // the link keeps it
+		}
+		state := Program{Name: p.name, Attached: p.err == nil}
+		if p.err != nil {
+			state.Reason = p.err.Error()
+			if first == nil && !p.optional {
+				first = p.err
+			}
+		}
+		r.stats.Programs = append(r.stats.Programs, state)
+	}
+	return first
+}
+
+// attach links one program to its place.
+func (r *Recorder) attach(dir *os.File, p *part) error {
+	if p.name == flowPart {
+		r.flow = p.prog
+		return nil
+	}
+	if p.point != "" {
+		l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: p.point, Program: p.prog})
+		if err != nil {
+			return fmt.Errorf("attach program %s to tracepoint %s: %w%s", p.name, p.point, err, needs(err))
+		}
+		r.links = append(r.links, l)
+		return nil
+	}
+	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(dir.Fd()), Program: p.prog, Attach: p.attach})
+	if err != nil {
+		return fmt.Errorf("attach program %s to cgroup %s: %w%s", p.name, dir.Name(), err, needs(err))
+	}
+	r.links = append(r.links, l)
+	return nil
+}
