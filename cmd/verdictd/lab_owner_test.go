@@ -114,6 +114,7 @@ func (b *burst) serve(ns *lab.Namespace, count int, firstPort uint16) []sent {
 
 // owned is what the audit log says of the owner of a flow.
 type owned struct {
+	SrcPort uint16 `json:"src_port"`
 	DstPort uint16 `json:"dest_port"`
 	Type    string `json:"event_type"`
 	Own     struct {

@@ -1,0 +1,126 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/verdictd/verdictd/internal/lab"
+	"github.com/verdictd/verdictd/internal/lab/labtest"
+)
+
+// next returns the owner in the first record of a protocol that is written after
+// the log had seen bytes.
+func (d *daemon) next(seen int, proto string, keep func(*owned) bool) *owned {
+	d.t.Helper()
+	var found *owned
+	lab.Poll(wait, func() bool {
+		for line := range strings.Lines(d.Stdout()[seen:]) {
+			var o struct {
+				owned
+				Proto string `json:"proto"`
+			}
+			if !strings.HasSuffix(line, "\n") || json.Unmarshal([]byte(line), &o) != nil {
+				return false
+			}
+			if o.Proto == proto && o.Type == "verdict" && o.Own.Process != nil && (keep == nil || keep(&o.owned)) {
+				found = &o.owned
+				return true
+			}
+		}
+		return false
+	})
+	if found == nil {
+		d.t.Fatalf("no record of a %s packet in %s", proto, d.Stdout()[seen:])
+	}
+	return found
+}
+
+// TestLabOwnerKinds: every kind of socket that can send, each by a program that
+// ends at once.
+func TestLabOwnerKinds(t *testing.T) {
+	setup(t, labtest.GCC)
+	lan, b := labtest.Pair(t), newBurst(t)
+	for _, name := range []string{"kinds", "kinds-other"} {
+		out, err := exec.Command("gcc", "-O2", "-static", "-o", filepath.Join(b.dir, name), "testdata/owner/kinds.c").CombinedOutput()
+		if err != nil {
+			t.Fatalf("build kinds.c: %v: %s", err, out)
+		}
+	}
+	if err := lan.Client.Sysctl("net/ipv4/ping_group_range", "0 2147483647"); err != nil {
+		t.Fatal(err)
+	}
+	d := startDaemon(t, lan.Client, acceptAll, "--hook", "output")
+	for i, tt := range []struct{ kind, proto, exe string }{
+		{"udp", "UDP", "kinds"}, {"udp-connected", "UDP", "kinds"}, {"udp6", "UDP", "kinds"}, {"udp-mapped", "UDP", "kinds"},
+		{"tcp-mapped", "TCP", "kinds"}, {"mptcp", "TCP", "kinds"},
+		{"raw", "ICMP", "kinds"}, {"raw6", "IPv6-ICMP", "kinds"}, {"ping", "ICMP", "kinds"}, {"ping6", "IPv6-ICMP", "kinds"},
+		{"fork", "UDP", "kinds"}, {"passed", "UDP", "kinds"}, {"exec", "UDP", "kinds-other"},
+	} {
+		t.Run(tt.kind, func(t *testing.T) {
+			d.t = t
+			seen := len(d.Stdout())
+			cmd := exec.Command(filepath.Join(b.dir, "kinds"), tt.kind, "10.99.0.2", "fd99::2", fmt.Sprint(30000+i))
+			var stderr strings.Builder
+			cmd.Stderr = &stderr
+			var out []byte
+			err := lan.Client.Do(func() (err error) { out, err = cmd.Output(); return err })
+			if err != nil {
+				t.Fatalf("%v: %s", err, stderr.String())
+			}
+			var pid uint32
+			var exe string
+			if _, err := fmt.Sscan(string(out), &pid, &exe); err != nil {
+				t.Fatalf("%q: %v", out, err)
+			}
+			p := d.next(seen, tt.proto, nil).Own.Process
+			if p.Source != "bpf-flow" || p.PID != pid || p.Exe != exe || filepath.Base(exe) != tt.exe {
+				t.Errorf("got %+v, want process %d, %s", *p, pid, exe)
+			}
+		})
+	}
+	d.t = t
+}
+
+// TestLabOwnerKernel: what the kernel itself sends is of no process, also while a
+// process provokes it.
+func TestLabOwnerKernel(t *testing.T) {
+	setup(t, labtest.GCC)
+	lan, b := labtest.Pair(t), newBurst(t)
+	d := startDaemon(t, lan.Client, acceptAll, "--hook", "output")
+	seen := len(d.Stdout())
+	b.run(lan.Server, 4, 20000, "10.99.0.1", "fd99::1", "") // nobody listens there
+	for _, proto := range []string{"TCP", "ICMP", "IPv6-ICMP"} {
+		if p := d.next(seen, proto, nil).Own.Process; p.Source != "kernel" || p.PID != 0 {
+			t.Errorf("%s: got %+v, want the kernel", proto, *p)
+		}
+	}
+}
+
+// TestLabOwnerAccepted: where only what is sent is judged, a connection that was
+// accepted is of who listens.
+func TestLabOwnerAccepted(t *testing.T) {
+	for _, mode := range []string{"auto", "proc"} {
+		t.Run(mode, func(t *testing.T) {
+			setup(t, labtest.GCC)
+			lan, b := labtest.Pair(t), newBurst(t)
+			old := b.serve(lan.Client, 4, 20000)
+			d := startDaemon(t, lan.Client, acceptAll, "--hook", "output", "--attribution", mode)
+			later := b.serve(lan.Client, 4, 20004)
+			for _, want := range append(old, later...) {
+				if want.port%2 == 0 {
+					continue // UDP: nobody answers
+				}
+				seen := len(d.Stdout())
+				b.run(lan.Server, 2, want.port-1, "10.99.0.1", "fd99::1", "") // to 4 and 6: the one that listens answers
+				o := d.next(seen, "TCP", func(o *owned) bool { return o.SrcPort == want.port })
+				if p := o.Own.Process; mode == "auto" && (p.PID != want.pid || p.Exe != want.exe) || p.PID != 0 && p.PID != want.pid {
+					t.Errorf("port %d: got %+v, want %+v", want.port, *p, want)
+				}
+			}
+		})
+	}
+}
