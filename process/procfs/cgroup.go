@@ -101,10 +101,6 @@ func (fs *FS) Cgroup(id uint64) (process.Cgroup, error) {
 	if err != nil {
 		return process.Cgroup{}, fmt.Errorf("look up cgroup %d: %w", id, err)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Nlink == 0 {
-		return process.Cgroup{}, fmt.Errorf("look up cgroup %d: %w", id, ErrGone)
-	}
 	path, inside := strings.CutPrefix(string(text), strings.TrimSuffix(fs.cgroupMount, "/"))
 	if !inside || path != "" && path[0] != '/' {
 		return process.Cgroup{}, fmt.Errorf("look up cgroup %d: it is outside of our cgroup namespace", id)

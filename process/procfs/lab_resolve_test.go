@@ -61,6 +61,20 @@ func TestLabResolveExe(t *testing.T) {
 	}
 }
 
+// TestResolveExeDevice: inode numbers are of one file system.
+func TestResolveExeDevice(t *testing.T) {
+	fs := open(t)
+	path := program(t, filepath.Join(t.TempDir(), "a"), "")
+	truth := statOf(t, path)
+	c := start(t, path, nil)
+	for _, pid := range []uint32{0, c.pid} {
+		got := fs.ResolveExe(path, truth.inode, truth.device+1, 1, pid, must(fs.StartBoot(c.pid))(t))
+		if want := (process.Exe{Inside: path, Inode: truth.inode, Device: truth.device + 1}); got != want {
+			t.Errorf("pid %d: got %+v, want %+v", pid, got, want)
+		}
+	}
+}
+
 // TestResolveExeLive: what runs says more than the record, if it is the same.
 func TestResolveExeLive(t *testing.T) {
 	fs := open(t)

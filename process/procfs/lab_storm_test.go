@@ -71,3 +71,28 @@ func TestLabStorm(t *testing.T) {
 	}
 	t.Logf("%d answers, %d of processes that ended meanwhile", whole, partly)
 }
+
+// TestExecLoop looks at a process that executes one program after the other:
+// program and arguments must be those of one of them.
+func TestExecLoop(t *testing.T) {
+	fs := open(t)
+	one := program(t, filepath.Join(t.TempDir(), "one"), "1")
+	two := program(t, filepath.Join(t.TempDir(), "two"), "2")
+	c := start(t, one, nil, "CHILD=loop", "THIS="+one, "OTHER="+two)
+	defer c.cmd.Process.Kill()
+	seen := map[string]int{}
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		p, err := fs.Process(c.pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path, _, _ := strings.Cut(p.Cmdline, " ")
+		if path != "" && p.Exe.Path != "" && path != p.Exe.Path {
+			t.Errorf("program %s, arguments %q", p.Exe.Path, p.Cmdline)
+		}
+		seen[p.Exe.Path]++
+	}
+	if seen[one] == 0 || seen[two] == 0 {
+		t.Errorf("seen: %v", seen)
+	}
+}

@@ -65,6 +65,12 @@ func main() {
 		fmt.Println("ready")
 		io.ReadFull(os.Stdin, make([]byte, 1))
 		check(syscall.Exec(os.Getenv("TARGET"), []string{"x"}, nil))
+	case "loop": // executes one of two files after the other, until it is killed
+		if len(os.Args) == 1 {
+			fmt.Println("ready")
+		}
+		other := os.Getenv("OTHER")
+		check(syscall.Exec(other, []string{other, "x"}, []string{"CHILD=loop", "OTHER=" + os.Getenv("THIS"), "THIS=" + other}))
 	case "chain":
 		n, _ := strconv.Atoi(os.Getenv("DEPTH"))
 		if n == 0 {
