@@ -61,6 +61,7 @@ func appendProcess(b []byte, p *process.Process) []byte {
 func appendCgroup(b []byte, c *process.Cgroup) []byte {
 	b = nonempty(b, "cgroup", c.Path)
 	b = nonempty(b, "unit", c.Unit)
+	b = nonempty(b, "user_unit", c.UserUnit)
 	b = nonempty(b, "slice", c.Slice)
 	if c.ContainerID == "" && c.Runtime == "" && c.PodUID == "" {
 		return b
@@ -90,6 +91,7 @@ type ownerLine struct {
 	User      string         `json:"user"`
 	Cgroup    string         `json:"cgroup"`
 	Unit      string         `json:"unit"`
+	UserUnit  string         `json:"user_unit"`
 	Slice     string         `json:"slice"`
 	Container struct {
 		ID      string `json:"id"`
@@ -112,7 +114,7 @@ func (l *ownerLine) owner() *process.Owner {
 		return rules.AnyOwner()
 	}
 	o := &process.Owner{Source: l.Source, User: l.User, Cgroup: process.Cgroup{
-		Path: l.Cgroup, Unit: l.Unit, Slice: l.Slice,
+		Path: l.Cgroup, Unit: l.Unit, UserUnit: l.UserUnit, Slice: l.Slice,
 		ContainerID: l.Container.ID, Runtime: l.Container.Runtime, PodUID: l.Container.Pod,
 	}}
 	if l.UID != nil {

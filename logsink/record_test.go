@@ -88,7 +88,7 @@ func ownerTests() []*process.Owner {
 	}
 	return []*process.Owner{
 		{ID: 1, Source: process.BPFFlow, UID: 0, GID: 0, HasUID: true, HasGID: true, User: "root", Process: curl,
-			Cgroup: process.Cgroup{ID: 7, Path: "/system.slice/ci.service", Unit: "ci.service", Slice: "system.slice"}},
+			Cgroup: process.Cgroup{ID: 7, Path: "/system.slice/ci.service", Unit: "ci.service", UserUnit: "x.service", Slice: "system.slice"}},
 		{ID: 2, Source: process.Diag, UID: 1000, HasUID: true, Process: gone,
 			Cgroup: process.Cgroup{Path: "/docker/x", ContainerID: strings.Repeat("0f", 32), Runtime: "docker", PodUID: "a-b"}},
 		{ID: 3, Source: process.Kernel},

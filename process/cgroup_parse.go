@@ -34,7 +34,8 @@ func ParseCgroup(path string) Cgroup {
 }
 
 func (c *Cgroup) parseUnit(parts []string) {
-	rest := c.skipSlices(parts)
+	slice, rest := skipSlices(parts)
+	c.Slice = slice
 	if len(rest) == 0 || !isUnit(rest[0]) {
 		return
 	}
@@ -42,21 +43,19 @@ func (c *Cgroup) parseUnit(parts []string) {
 	if !isManager(c.Unit) {
 		return
 	}
-	manager := c.Unit
-	rest = c.skipSlices(rest[1:])
-	if len(rest) > 0 && isUnit(rest[0]) {
-		c.Unit, c.Manager = unescape(rest[0]), manager
+	if _, rest = skipSlices(rest[1:]); len(rest) > 0 && isUnit(rest[0]) {
+		c.UserUnit = unescape(rest[0])
 	}
 }
 
-// skipSlices notes the innermost of the slices that parts begins with, and
-// returns what follows them.
-func (c *Cgroup) skipSlices(parts []string) []string {
+// skipSlices returns the innermost of the slices that parts begins with, and what
+// follows them.
+func skipSlices(parts []string) (slice string, rest []string) {
 	for len(parts) > 0 && strings.HasSuffix(parts[0], ".slice") && isName(parts[0]) {
-		c.Slice = unescape(parts[0])
+		slice = unescape(parts[0])
 		parts = parts[1:]
 	}
-	return parts
+	return slice, parts
 }
 
 // isUnit tells whether a directory is named like a unit that has processes.

@@ -39,10 +39,10 @@ func unitCases() []cgroupCase {
 		{"/_cpu.service", Cgroup{Unit: "cpu.service"}},
 		{user + "session-3.scope", Cgroup{Unit: "session-3.scope", Slice: "user-1000.slice"}},
 		{user + "user@1000.service", Cgroup{Unit: "user@1000.service", Slice: "user-1000.slice"}},
-		{user + "user@1000.service/init.scope", Cgroup{Unit: "init.scope", Slice: "user-1000.slice", Manager: "user@1000.service"}},
-		{user + "user@1000.service/app.slice/foo.service", Cgroup{Unit: "foo.service", Slice: "app.slice", Manager: "user@1000.service"}},
-		{user + `user@1000.service/app.slice/app-org.gnome.Terminal.slice/vte-spawn-1.scope`, Cgroup{Unit: "vte-spawn-1.scope", Slice: "app-org.gnome.Terminal.slice", Manager: "user@1000.service"}},
-		{user + "user@1000.service/app.slice/foo.service/ssh.service", Cgroup{Unit: "foo.service", Slice: "app.slice", Manager: "user@1000.service"}},
+		{user + "user@1000.service/init.scope", Cgroup{Unit: "user@1000.service", Slice: "user-1000.slice", UserUnit: "init.scope"}},
+		{user + "user@1000.service/app.slice/foo.service", Cgroup{Unit: "user@1000.service", Slice: "user-1000.slice", UserUnit: "foo.service"}},
+		{user + `user@1000.service/app.slice/app-org.gnome.Terminal.slice/vte-spawn-1.scope`, Cgroup{Unit: "user@1000.service", Slice: "user-1000.slice", UserUnit: "vte-spawn-1.scope"}},
+		{user + "user@1000.service/app.slice/foo.service/ssh.service", Cgroup{Unit: "user@1000.service", Slice: "user-1000.slice", UserUnit: "foo.service"}},
 		{user + "user@1000.service/mine/ssh.service", Cgroup{Unit: "user@1000.service", Slice: "user-1000.slice"}},
 		{user + "user@root.service/ssh.service", Cgroup{Unit: "user@root.service", Slice: "user-1000.slice"}},
 		{"/mine/ssh.service", Cgroup{}},
@@ -70,7 +70,7 @@ func containerCases() []cgroupCase {
 		{"/machine.slice/libpod-conmon-" + idA + ".scope", Cgroup{Unit: "libpod-conmon-" + idA + ".scope", Slice: "machine.slice"}},
 		{"/libpod_parent/libpod-" + idA, Cgroup{ContainerID: idA, Runtime: "podman"}},
 		{"/system.slice/web.service/libpod-payload-" + idA, Cgroup{Unit: "web.service", Slice: "system.slice", ContainerID: idA, Runtime: "podman"}},
-		{user + "user.slice/libpod-" + idA + ".scope/container", Cgroup{Unit: "libpod-" + idA + ".scope", Slice: "user.slice", Manager: "user@1000.service", ContainerID: idA, Runtime: "podman"}},
+		{user + "user.slice/libpod-" + idA + ".scope/container", Cgroup{Unit: "user@1000.service", Slice: "user-1000.slice", UserUnit: "libpod-" + idA + ".scope", ContainerID: idA, Runtime: "podman"}},
 		{"/k8s.io/" + idA, Cgroup{ContainerID: idA, Runtime: "containerd"}},
 		{"/system.slice/nerdctl-" + idA + ".scope", Cgroup{Unit: "nerdctl-" + idA + ".scope", Slice: "system.slice", ContainerID: idA, Runtime: "containerd"}},
 		{"/machine.slice/machine-deb12.scope/payload", Cgroup{Unit: "machine-deb12.scope", Slice: "machine.slice", ContainerID: "deb12", Runtime: "nspawn"}},
@@ -82,8 +82,8 @@ func containerCases() []cgroupCase {
 		{"/lxc.monitor.web", Cgroup{}},
 		{"/docker/" + idA + "/lxc.payload.in", Cgroup{ContainerID: "in", Runtime: "lxc"}},
 		// What only looks alike.
-		{user + "app.slice/lxc.payload.web", Cgroup{Unit: "user@1000.service", Slice: "app.slice"}},
-		{user + "machine.slice/machine-web.scope", Cgroup{Unit: "machine-web.scope", Slice: "machine.slice", Manager: "user@1000.service"}},
+		{user + "app.slice/lxc.payload.web", Cgroup{Unit: "user@1000.service", Slice: "user-1000.slice"}},
+		{user + "machine.slice/machine-web.scope", Cgroup{Unit: "user@1000.service", Slice: "user-1000.slice", UserUnit: "machine-web.scope"}},
 		{"/docker-xyz", Cgroup{}},
 		{"/docker/xyz", Cgroup{}},
 		{"/docker/buildkit", Cgroup{}},
@@ -152,7 +152,7 @@ func FuzzParseCgroup(f *testing.F) {
 		if c.Path != path || c.ID != 0 {
 			t.Errorf("%q: path %q, id %d", path, c.Path, c.ID)
 		}
-		for _, part := range []string{c.Unit, c.Slice, c.Manager, c.ContainerID, c.Runtime} {
+		for _, part := range []string{c.Unit, c.Slice, c.UserUnit, c.ContainerID, c.Runtime} {
 			if part == nspawn { // machine- says it by another word
 				continue
 			}
@@ -163,7 +163,7 @@ func FuzzParseCgroup(f *testing.F) {
 		if !strings.Contains(path, c.PodUID) && !strings.Contains(path, strings.ReplaceAll(c.PodUID, "-", "_")) {
 			t.Errorf("%q: pod %q is not in it", path, c.PodUID)
 		}
-		if (c.Manager != "") && c.Unit == "" || c.Runtime != "" && c.ContainerID == "" {
+		if (c.UserUnit != "") && c.Unit == "" || c.Runtime != "" && c.ContainerID == "" {
 			t.Errorf("%q: half an answer: %+v", path, c)
 		}
 	})

@@ -104,7 +104,7 @@ func AnyOwner() *process.Owner {
 	}
 	return &process.Owner{
 		HasUID: true, HasGID: true, User: "?", Process: p,
-		Cgroup: process.Cgroup{Path: "?", Unit: "?", Slice: "?", ContainerID: "?", Runtime: "?", PodUID: "?"},
+		Cgroup: process.Cgroup{Path: "?", Unit: "?", UserUnit: "?", Slice: "?", ContainerID: "?", Runtime: "?", PodUID: "?"},
 	}
 }
 

@@ -177,6 +177,7 @@ func TestConditionsCoverFields(t *testing.T) {
 		"process.exe_deleted":       "not a property that rules are about",
 		"process.uid":               "user",
 		"process.gid":               "group",
+		"process.user_unit":         "the user can choose it",
 		"process.container.runtime": "container",
 	}
 	asked := rules.ConditionFields()

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -138,17 +139,17 @@ type owned struct {
 	} `json:"verdictd"`
 }
 
-// owners returns the decisions about each destination port.
-func (d *daemon) owners() map[uint16][]owned {
-	d.t.Helper()
+// ownersOf returns the decisions about each destination port.
+func ownersOf(t *testing.T, log string) map[uint16][]owned {
+	t.Helper()
 	all := map[uint16][]owned{}
-	for line := range strings.Lines(d.Stdout()) {
+	for line := range strings.Lines(log) {
 		if !strings.HasSuffix(line, "\n") {
 			break
 		}
 		var o owned
 		if err := json.Unmarshal([]byte(line), &o); err != nil {
-			d.t.Fatalf("audit log: %v in %s", err, line)
+			t.Fatalf("audit log: %v in %s", err, line)
 		}
 		if o.Type == "verdict" && o.Own.Process != nil {
 			all[o.DstPort] = append(all[o.DstPort], o)
@@ -168,7 +169,7 @@ func (s score) add(t score) score {
 // score compares the log with the truth: each flow to a port is of one program.
 func (d *daemon) score(truth []sent, parent, cgroup string) (s score) {
 	d.t.Helper()
-	owners := d.owners()
+	owners := ownersOf(d.t, d.Stdout())
 	for _, want := range truth {
 		for _, o := range owners[want.port] {
 			s.seen++
@@ -203,6 +204,16 @@ func (o *owned) differs(want sent, parent, cgroup string) (text string) {
 	}{})[0].Exe, parent)
 	check(p.Cgroup != "" && cgroup != "", "cgroup", p.Cgroup, cgroup)
 	return text
+}
+
+// sum returns the SHA-256 of a file, in hex.
+func sum(t *testing.T, path string) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(content))
 }
 
 func value(p *uint32) uint32 {
