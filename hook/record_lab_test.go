@@ -230,17 +230,26 @@ func TestLabRecordRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("stopped", 2, 2)
-	if err := successor.Restore(); err != nil { // with a descriptor that is no more
-		t.Fatal(err)
-	}
-	if on, err := successor.Recording(); on || err == nil || !strings.Contains(err.Error(), "no BPF program") {
-		t.Errorf("restored without a program: got recording %v, error %v", on, err)
-	}
+	withoutProgram(t, successor)
 	if err := successor.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(before, ruleset(t, net.Client)); diff != "" {
 		t.Errorf("something is left (-before +after):\n%s", diff)
+	}
+}
+
+// withoutProgram restores rules whose program's descriptor is no more.
+func withoutProgram(t *testing.T, r *hook.Ruleset) {
+	t.Helper()
+	if err := r.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	if on, err := r.Recording(); on || err == nil || !strings.Contains(err.Error(), "no BPF program") {
+		t.Errorf("restored without a program: got recording %v, error %v", on, err)
+	}
+	if err := r.Verify(); err != nil {
+		t.Error(err)
 	}
 }
 
