@@ -31,7 +31,7 @@ func mayImport() map[string][]string {
 		"process/sockdiag":     {"packet"},
 		"process/procfs":       {"process"},
 		"process/connector":    {},
-		"process/attribution":  {"packet", "process", "process/record", "process/sockdiag", "process/procfs", "process/connector"},
+		"process/attribution":  {"packet", "process", "process/record", "process/sockdiag", "process/procfs", "process/connector", "internal/nfnl"},
 		"hook":                 {},
 		"rules":                {"packet", "process"},
 		"policy":               {"packet", "rules", "policy/compile"},

@@ -39,17 +39,40 @@ func (d *daemon) next(seen int, proto string, keep func(*owned) bool) *owned {
 	return found
 }
 
+// buildKinds builds the program that sends by every kind of socket, twice.
+func (b *burst) buildKinds() {
+	b.t.Helper()
+	for _, name := range []string{"kinds", "kinds-other"} {
+		out, err := exec.Command("gcc", "-O2", "-static", "-o", filepath.Join(b.dir, name), "testdata/owner/kinds.c").CombinedOutput()
+		if err != nil {
+			b.t.Fatalf("build kinds.c: %v: %s", err, out)
+		}
+	}
+}
+
+// kind sends by one kind of socket to a port of the server and says who did.
+func (b *burst) kind(ns *lab.Namespace, kind string, port uint16) (pid uint32, exe string) {
+	b.t.Helper()
+	cmd := exec.Command(filepath.Join(b.dir, "kinds"), kind, "10.99.0.2", "fd99::2", fmt.Sprint(port))
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	var out []byte
+	err := ns.Do(func() (err error) { out, err = cmd.Output(); return err })
+	if err != nil {
+		b.t.Fatalf("%s: %v: %s", kind, err, stderr.String())
+	}
+	if _, err := fmt.Sscan(string(out), &pid, &exe); err != nil {
+		b.t.Fatalf("%s: %q: %v", kind, out, err)
+	}
+	return pid, exe
+}
+
 // TestLabOwnerKinds: every kind of socket that can send, each by a program that
 // ends at once.
 func TestLabOwnerKinds(t *testing.T) {
 	setup(t, labtest.GCC)
 	lan, b := labtest.Pair(t), newBurst(t)
-	for _, name := range []string{"kinds", "kinds-other"} {
-		out, err := exec.Command("gcc", "-O2", "-static", "-o", filepath.Join(b.dir, name), "testdata/owner/kinds.c").CombinedOutput()
-		if err != nil {
-			t.Fatalf("build kinds.c: %v: %s", err, out)
-		}
-	}
+	b.buildKinds()
 	if err := lan.Client.Sysctl("net/ipv4/ping_group_range", "0 2147483647"); err != nil {
 		t.Fatal(err)
 	}
@@ -61,28 +84,15 @@ func TestLabOwnerKinds(t *testing.T) {
 		{"fork", "UDP", "kinds"}, {"passed", "UDP", "kinds"}, {"exec", "UDP", "kinds-other"},
 	} {
 		t.Run(tt.kind, func(t *testing.T) {
-			d.t = t
+			d.t, b.t = t, t
 			seen := len(d.Stdout())
-			cmd := exec.Command(filepath.Join(b.dir, "kinds"), tt.kind, "10.99.0.2", "fd99::2", fmt.Sprint(30000+i))
-			var stderr strings.Builder
-			cmd.Stderr = &stderr
-			var out []byte
-			err := lan.Client.Do(func() (err error) { out, err = cmd.Output(); return err })
-			if err != nil {
-				t.Fatalf("%v: %s", err, stderr.String())
-			}
-			var pid uint32
-			var exe string
-			if _, err := fmt.Sscan(string(out), &pid, &exe); err != nil {
-				t.Fatalf("%q: %v", out, err)
-			}
+			pid, exe := b.kind(lan.Client, tt.kind, uint16(30000+i))
 			p := d.next(seen, tt.proto, nil).Own.Process
 			if p.Source != "bpf-flow" || p.PID != pid || p.Exe != exe || filepath.Base(exe) != tt.exe {
 				t.Errorf("got %+v, want process %d, %s", *p, pid, exe)
 			}
 		})
 	}
-	d.t = t
 }
 
 // TestLabOwnerKernel: what the kernel itself sends is of no process, also while a

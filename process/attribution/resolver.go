@@ -69,6 +69,9 @@ type Resolver struct {
 	holders    atomic.Pointer[map[uint32]holder] // of sockets, by inode
 	wantSearch chan struct{}
 
+	recent      recent
+	noConnector atomic.Pointer[error] // why the kernel does not tell which processes begin; nil: it does, or was not asked
+
 	counts counts
 }
 
@@ -147,12 +150,15 @@ func (r *Resolver) Maps() (map[string]*os.File, error) {
 // has returned.
 func (r *Resolver) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
-	var usersErr, hasherErr error
+	var usersErr, hasherErr, followErr error
 	tasks.Go(func() { usersErr = r.users.Run(ctx, func() { r.revision.Add(1) }) })
 	tasks.Go(func() { hasherErr = r.hashes.hasher.Run(ctx, r.hashed) })
+	if r.rec == nil {
+		tasks.Go(func() { followErr = r.followProcesses(ctx) })
+	}
 	r.searcher(ctx)
 	tasks.Wait()
-	return errors.Join(usersErr, hasherErr)
+	return errors.Join(usersErr, hasherErr, followErr)
 }
 
 // named gives an owner an ID.

@@ -131,18 +131,24 @@ func (r *Resolver) Seed(ctx context.Context) {
 }
 
 // held returns the one process that holds the socket, as the last search saw it
-// and as it still is; nil if there is none.
+// and as it still is, or one that has begun since; nil if there is none.
 func (a *Attributor) held(s *sockdiag.Socket) *process.Owner {
 	holders := a.r.holders.Load()
 	if holders == nil || s.Inode == 0 {
 		return nil
 	}
 	h, ok := (*holders)[s.Inode]
-	if !ok || h.many || h.start == 0 {
+	switch {
+	case !ok:
+		if h, ok = a.young(s); !ok {
+			return nil
+		}
+	case h.many || h.start == 0:
 		return nil
-	}
-	if _, still := a.r.fs.HoldersOf([]uint32{h.pid}, s.Inode); !still {
-		return nil
+	default:
+		if _, still := a.r.fs.HoldersOf([]uint32{h.pid}, s.Inode); !still {
+			return nil
+		}
 	}
 	p := a.current(h)
 	if p == nil {
@@ -173,3 +179,6 @@ func (a *Attributor) keepCurrent(k processKey, p *process.Process) *process.Proc
 	}
 	return a.keep(k, cachedProcess{image: now, p: p})
 }
+
+// Searches returns how often /proc was searched for who holds which socket.
+func (r *Resolver) Searches() uint64 { return r.counts.searches.Load() }

@@ -1,0 +1,249 @@
+package attribution_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/verdictd/verdictd/internal/lab"
+	"github.com/verdictd/verdictd/internal/lab/labtest"
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
+	"github.com/verdictd/verdictd/process/attribution"
+)
+
+// dialEnv makes the test binary a program that opens a socket, says which and
+// waits until its input ends. Its value is what to do.
+const dialEnv = "VERDICTD_TEST_DIAL"
+
+func TestMain(m *testing.M) {
+	if what := os.Getenv(dialEnv); what != "" {
+		os.Exit(dial(what))
+	}
+	os.Exit(m.Run())
+}
+
+// dial opens a UDP socket that is connected to port 9 of an address.
+func dial(to string) int {
+	conn, err := net.Dial("udp", net.JoinHostPort(to, "9"))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer conn.Close()
+	fmt.Println(conn.LocalAddr())
+	os.Stdin.Read(make([]byte, 1)) // until its end
+	return 0
+}
+
+// dialer starts such a program in the namespace and returns its socket.
+func dialer(t *testing.T, ns *lab.Namespace, to string) (cmd *exec.Cmd, local netip.AddrPort) {
+	t.Helper()
+	cmd = exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), dialEnv+"="+to)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		cmd.Wait()
+	})
+	var text string
+	if _, err := fmt.Fscan(out, &text); err != nil {
+		t.Fatal(err)
+	}
+	if local, err = netip.ParseAddrPort(text); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, local
+}
+
+// resolver returns a Resolver for the namespace, at work.
+func resolver(t *testing.T, ns *lab.Namespace, mode attribution.Mode) *attribution.Resolver {
+	t.Helper()
+	r, err := attribution.Open(attribution.Config{Mode: mode, NetNS: ns.FD()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Recorded(); mode == attribution.Auto && err != nil {
+		t.Fatal(err)
+	}
+	r.Seed(t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := r.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// sentBy makes the first packet of a socket.
+func sentBy(local, remote netip.AddrPort) (*packet.Meta, *packet.Packet) {
+	p := &packet.Packet{
+		Status: packet.OK, Version: 4, Protocol: packet.ProtoUDP, HasPorts: true,
+		Src: local.Addr(), SrcPort: local.Port(), Dst: remote.Addr(), DstPort: remote.Port(),
+	}
+	return &packet.Meta{Hook: packet.Output, HasUID: true, HasGID: true}, p
+}
+
+// TestLabYoungProcess: without BPF, a program that begins, opens a socket and goes
+// on is known at once, without a search through /proc.
+func TestLabYoungProcess(t *testing.T) {
+	labtest.Require(t, labtest.Root)
+	lan := labtest.Pair(t)
+	r := resolver(t, lan.Client, attribution.Proc)
+	a := r.New()
+	defer a.Close()
+	time.Sleep(50 * time.Millisecond) // the connector begins to listen
+	const programs = 10
+	known, to := 0, netip.MustParseAddrPort("10.99.0.2:9")
+	for range programs {
+		cmd, local := dialer(t, lan.Client, to.Addr().String())
+		searches := r.Searches()
+		o := a.Owner(sentBy(local, to))
+		if o.Process == nil {
+			continue
+		}
+		if r.Searches() == searches {
+			known++
+		}
+		if o.Source != process.Diag || int(o.Process.PID) != cmd.Process.Pid {
+			t.Errorf("got %+v of %+v, want process %d", *o, o.Process, cmd.Process.Pid)
+		}
+	}
+	t.Logf("%d of %d known without a search", known, programs)
+	if known < programs*8/10 {
+		t.Errorf("%d of %d known without a search", known, programs)
+	}
+}
+
+// TestLabSharedSocket: where nobody recorded who uses a socket, one that two
+// processes hold is of no process.
+func TestLabSharedSocket(t *testing.T) {
+	labtest.Require(t, labtest.Root)
+	lan := labtest.Pair(t)
+	to := netip.MustParseAddrPort("10.99.0.2:9")
+	var conn *net.UDPConn
+	err := lan.Client.Do(func() (err error) {
+		conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	r := resolver(t, lan.Client, attribution.Proc)
+	a := r.New()
+	defer a.Close()
+	if o := a.Owner(sentBy(local, to)); o.Process == nil || int(o.Process.PID) != os.Getpid() {
+		t.Fatalf("got %+v, want this process", *o)
+	}
+	file, err := conn.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	other := exec.Command("sleep", "60")
+	other.ExtraFiles = []*os.File{file}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { errors.Join(other.Process.Kill(), other.Wait()) }()
+	r.Seed(t.Context())
+	if o := a.Owner(sentBy(local, to)); o.Process != nil || o.Source != process.UIDOnly {
+		t.Errorf("got %+v, want only the user: two processes hold the socket", *o)
+	}
+}
+
+// TestLabSeeded: sockets that are older than the record are known by who holds
+// them, and by who uses them as soon as somebody does.
+func TestLabSeeded(t *testing.T) {
+	labtest.Require(t, labtest.Root)
+	lan := labtest.Pair(t)
+	to := netip.MustParseAddrPort("10.99.0.2:9")
+	cmd, local := dialer(t, lan.Client, to.Addr().String())
+	r := resolver(t, lan.Client, attribution.Auto)
+	a := r.New()
+	defer a.Close()
+	o := a.Owner(sentBy(local, to))
+	if o.Process == nil || int(o.Process.PID) != cmd.Process.Pid || o.Source != process.Diag {
+		t.Errorf("older: got %+v, want process %d by diag", *o, cmd.Process.Pid)
+	}
+	cmd, local = dialer(t, lan.Client, to.Addr().String())
+	o = a.Owner(sentBy(local, to))
+	if o.Process == nil || int(o.Process.PID) != cmd.Process.Pid || o.Source != process.BPFCookie {
+		t.Errorf("younger: got %+v, want process %d by bpf-cookie", *o, cmd.Process.Pid)
+	}
+	if again := a.Owner(sentBy(local, to)); again != o {
+		t.Errorf("asked twice: got %+v and %+v, want the same", *o, *again)
+	}
+	m, p := sentBy(netip.MustParseAddrPort("10.99.0.1:1"), to)
+	m.HasUID, m.HasGID = false, false
+	if o := a.Owner(m, p); o.Source != process.Kernel {
+		t.Errorf("no socket and no user: got %+v, want the kernel", *o)
+	}
+	p.Protocol, p.TCPFlags = packet.ProtoTCP, packet.ACK
+	if o := a.Owner(m, p); o.Source != process.Unknown {
+		t.Errorf("the rest of a connection: got %+v, want unknown", *o)
+	}
+	m.Hook = packet.Forward
+	if o := a.Owner(m, p); o.Source != process.Unknown {
+		t.Errorf("forwarded: got %+v, want unknown", *o)
+	}
+}
+
+// TestLabHash: a hash is known after somebody wanted it, and Changes tells.
+func TestLabHash(t *testing.T) {
+	labtest.Require(t, labtest.Root)
+	lan := labtest.Pair(t)
+	to := netip.MustParseAddrPort("10.99.0.2:9")
+	r := resolver(t, lan.Client, attribution.Auto)
+	a := r.New()
+	defer a.Close()
+	_, local := dialer(t, lan.Client, to.Addr().String())
+	m, p := sentBy(local, to)
+	k := p.Key()
+	changes, o := a.Changes(&k), a.Owner(m, p)
+	if o.Process == nil || o.Process.Exe.SHA256 != "" {
+		t.Fatalf("got %+v, want a process without a hash", *o)
+	}
+	a.WantHash(o)
+	if !lab.Poll(10*time.Second, func() bool { return a.Changes(&k) != changes }) {
+		t.Fatal("nothing changed")
+	}
+	later := a.Owner(m, p)
+	if later.Process == nil || len(later.Process.Exe.SHA256) != 64 || later.ID == o.ID {
+		t.Errorf("got %+v of %+v, want another owner with a hash", *later, later.Process)
+	}
+	if _, local := dialer(t, lan.Client, to.Addr().String()); true { // the same file, another process
+		if o := a.Owner(sentBy(local, to)); o.Process == nil || o.Process.Exe.SHA256 != later.Process.Exe.SHA256 {
+			t.Errorf("got %+v, want the hash at once", *o)
+		}
+	}
+}
