@@ -261,7 +261,7 @@ func listen(proto string, at netip.AddrPort) error {
 }
 
 // boundUDP opens a socket in a namespace.
-func boundUDP(t *testing.T, ns *lab.Namespace, local netip.AddrPort) *os.File {
+func boundUDP(t testing.TB, ns *lab.Namespace, local netip.AddrPort) *os.File {
 	t.Helper()
 	var fd int
 	err := ns.Do(func() (err error) {

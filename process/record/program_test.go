@@ -186,3 +186,43 @@ func random6(r *rand.Rand, proto byte, payload []byte) []byte {
 	binary.BigEndian.PutUint16(b[4:], uint16(len(b)-40))
 	return b
 }
+
+// TestWithoutOffsets: where nothing is known of kernel structures, owners and
+// flows are recorded all the same.
+func TestWithoutOffsets(t *testing.T) {
+	requirePrograms(t)
+	r := &Recorder{}
+	defer func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := r.maps.open(Config{Flows: 64, Owners: 64, Processes: 64}); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := r.cgroup("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := r.attachAll(dir, true); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var o Owner
+	if !r.Owner(cookie, &o) || o.PID != uint32(os.Getpid()) || o.Start != 0 || o.CgroupID == 0 || o.NetNS != ownNetNS() {
+		t.Errorf("got %+v", o)
+	}
+	const programs = 9
+	if s := r.Stats(); len(s.Programs) != programs {
+		t.Errorf("got %+v", s.Programs)
+	}
+}
