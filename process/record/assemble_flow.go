@@ -195,7 +195,7 @@ func (p *programs) transport(c *code) {
 	p.load(c, ports, 4)
 }
 
-// hash computes flowKey.hash into R8.
+// hash computes what the function hash does into R8.
 func (p *programs) hash(c *code) {
 	c.label("hash")
 	c.add(asm.Mov.Imm(asm.R8, 0))

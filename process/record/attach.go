@@ -1,6 +1,7 @@
 package record
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -8,6 +9,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // programs puts programs together. Without offsets (no BTF) the programs read
@@ -120,6 +122,10 @@ func (r *Recorder) attach(dir *os.File, p *part) error {
 		return nil
 	}
 	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(dir.Fd()), Program: p.prog, Attach: p.attach})
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("attach program %s to cgroup %s: %w (another program holds this hook alone, without BPF_F_ALLOW_MULTI: see bpftool cgroup show)",
+			p.name, dir.Name(), err)
+	}
 	if err != nil {
 		return fmt.Errorf("attach program %s to cgroup %s: %w%s", p.name, dir.Name(), err, needs(err))
 	}

@@ -1,6 +1,8 @@
 package record_test
 
 import (
+	"bufio"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -9,8 +11,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/internal/lab"
 )
 
 // helperEnv makes the test binary one of the programs below instead of a test.
@@ -31,15 +36,22 @@ func TestMain(m *testing.M) {
 // Words: what to do, where to send to, and which local port to use (0: any).
 func helper(what string, words []string) error {
 	if what == "exec" { // exec again, as the file words[0], with the rest as helper
-		env := append(os.Environ(), helperEnv+"="+strings.Join(words[1:], " "))
-		return syscall.Exec(words[0], []string{words[0], "second"}, env)
+		return syscall.Exec(words[0], []string{words[0], "second"}, []string{helperEnv + "=" + strings.Join(words[1:], " ")})
 	}
 	if what == "fork" {
 		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), helperEnv+"="+strings.Join(words, " "))
+		cmd.Env = []string{helperEnv + "=" + strings.Join(words, " ")}
 		out, err := cmd.CombinedOutput()
 		fmt.Print(string(out))
 		return err
+	}
+	switch what {
+	case "clone":
+		return clone(words)
+	case "sender":
+		return sender()
+	case "listen":
+		return listen(words[0], netip.MustParseAddrPort(words[1]))
 	}
 	to, err := netip.ParseAddrPort(words[0])
 	if err != nil {
@@ -129,4 +141,158 @@ func address(domain int, a netip.AddrPort) unix.Sockaddr {
 		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 	}
 	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+}
+
+// clone makes a child that sends without exec and returns when it has ended. The
+// child of a program with threads may do nothing but raw system calls.
+func clone(words []string) error {
+	to, err := netip.ParseAddrPort(words[1])
+	if err != nil {
+		return err
+	}
+	local, err := strconv.Atoi(words[2])
+	if err != nil {
+		return err
+	}
+	source := &unix.RawSockaddrInet4{Family: unix.AF_INET, Port: order(uint16(local))}
+	target := &unix.RawSockaddrInet4{Family: unix.AF_INET, Port: order(to.Port()), Addr: to.Addr().As4()}
+	pid := forkAndSend(source, target)
+	if pid < 0 {
+		return syscall.Errno(-pid)
+	}
+	fmt.Println(pid)
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(pid, &status, 0, nil); err != nil {
+		return err
+	}
+	if status.ExitStatus() != 0 {
+		return fmt.Errorf("child: %v", syscall.Errno(status.ExitStatus()))
+	}
+	return nil
+}
+
+func order(port uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
+}
+
+//go:norace
+//go:nosplit
+func forkAndSend(source, target *unix.RawSockaddrInet4) int {
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 {
+		return -int(errno)
+	}
+	if pid != 0 {
+		return int(pid)
+	}
+	var payload byte
+	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if errno == 0 {
+		_, _, errno = syscall.RawSyscall(unix.SYS_BIND, fd, uintptr(unsafe.Pointer(source)), unix.SizeofSockaddrInet4)
+	}
+	if errno == 0 {
+		_, _, errno = syscall.RawSyscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(&payload)), 1, 0,
+			uintptr(unsafe.Pointer(target)), unix.SizeofSockaddrInet4)
+	}
+	syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(errno), 0, 0)
+	return 0
+}
+
+// procFD returns a path of this process's open file that other processes can
+// use.
+func procFD(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
+
+func uintText(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+func credential(uid, gid uint32) *syscall.Credential { return &syscall.Credential{Uid: uid, Gid: gid} }
+
+// sender sends a datagram by descriptor 3 to each address that it reads.
+func sender() error {
+	fmt.Println("ready")
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); fmt.Println("sent") {
+		to, err := netip.ParseAddrPort(lines.Text())
+		if err != nil {
+			return err
+		}
+		if err := unix.Sendto(3, []byte("x"), 0, address(unix.AF_INET, to)); err != nil {
+			return os.NewSyscallError("sendto", err)
+		}
+	}
+	return nil
+}
+
+// listen accepts a connection for each line that it reads, writes to it, and
+// prints the cookie of the socket.
+func listen(proto string, at netip.AddrPort) error {
+	domain, number := unix.AF_INET, unix.IPPROTO_TCP
+	if at.Addr().Is6() {
+		domain = unix.AF_INET6
+	}
+	if proto == "mptcp" {
+		number = unix.IPPROTO_MPTCP
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_STREAM, number)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	if err := unix.Bind(fd, address(domain, at)); err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	if err := unix.Listen(fd, 8); err != nil {
+		return os.NewSyscallError("listen", err)
+	}
+	fmt.Println("ready")
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		conn, _, err := unix.Accept(fd)
+		if err != nil {
+			return os.NewSyscallError("accept", err)
+		}
+		// The peer may have gone: what counts is that the kernel sends.
+		if err := unix.Sendto(conn, []byte("x"), unix.MSG_NOSIGNAL, nil); err != nil && err != unix.EPIPE && err != unix.ECONNRESET {
+			return os.NewSyscallError("send", err)
+		}
+		cookie, err := unix.GetsockoptUint64(conn, unix.SOL_SOCKET, unix.SO_COOKIE)
+		if err != nil {
+			return os.NewSyscallError("getsockopt", err)
+		}
+		fmt.Println(cookie)
+	}
+	return nil
+}
+
+// boundUDP opens a socket in a namespace.
+func boundUDP(t testing.TB, ns *lab.Namespace, local netip.AddrPort) *os.File {
+	t.Helper()
+	var fd int
+	err := ns.Do(func() (err error) {
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return unix.Bind(fd, address(unix.AF_INET, local))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "udp")
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func connectUDP(t *testing.T, socket *os.File, to netip.AddrPort) {
+	t.Helper()
+	if err := unix.Connect(int(socket.Fd()), address(unix.AF_INET, to)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// write sends a datagram. An error that came for the one before is passed over.
+func write(t *testing.T, socket *os.File) {
+	t.Helper()
+	_, err := unix.Write(int(socket.Fd()), []byte("x"))
+	if err == unix.ECONNREFUSED {
+		_, err = unix.Write(int(socket.Fd()), []byte("x"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }

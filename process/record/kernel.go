@@ -17,6 +17,8 @@ func needs(err error) string {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return " (needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)"
+	case errors.Is(err, unix.EBADF):
+		return " (needs a directory of cgroup version 2)"
 	case errors.Is(err, unix.ENOSYS):
 		return " (needs CONFIG_BPF_SYSCALL)"
 	case errors.Is(err, unix.ENOMEM):

@@ -1,6 +1,7 @@
 package record_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -135,7 +136,9 @@ func (c command) run(t testing.TB) uint32 {
 	if c.path == "" {
 		c.path = "/proc/self/exe"
 	}
-	cmd := exec.Command(c.path, c.args...)
+	ctx, cancel := context.WithTimeout(t.Context(), settle)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.path, c.args...)
 	cmd.Dir = c.dir
 	cmd.Env = []string{helperEnv + "=" + strings.Join(c.words, " ")}
 	cmd.SysProcAttr = &unix.SysProcAttr{}

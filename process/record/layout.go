@@ -3,6 +3,7 @@ package record
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
 	"strings"
 	"unsafe"
 
@@ -28,7 +29,7 @@ type flowKey struct {
 // flowRecord is the value of the flows map. All integers of records are in host
 // byte order.
 type flowRecord struct {
-	Tuple  uint64 // hash of the key: see flowKey.hash
+	Tuple  uint64 // hash of the key: see hash
 	Cookie uint64
 	NetNS  uint64
 	Flags  uint32 // flow...
@@ -135,18 +136,22 @@ const (
 	hash4 = 0x510e527fade682d1
 )
 
-// hash mixes the five words of the key. The flow program computes the same.
-func (f *flowKey) hash() uint64 {
-	return word(f.Src[0:8])*hash0 + word(f.Src[8:16])*hash1 +
-		word(f.Dst[0:8])*hash2 + word(f.Dst[8:16])*hash3 + f.last()*hash4
+// hash mixes the five words of the key that encode makes. The flow program
+// computes the same.
+func hash(k *packet.Key) uint64 {
+	last := uint64(k.SrcPort)<<48 | uint64(k.DstPort)<<32 | uint64(k.Protocol)<<24 | uint64(k.Version)<<16
+	if !nativeBig() {
+		last = bits.ReverseBytes64(last)
+	}
+	return word(k.Src[0:8])*hash0 + word(k.Src[8:16])*hash1 +
+		word(k.Dst[0:8])*hash2 + word(k.Dst[8:16])*hash3 + last*hash4
 }
 
+// word reads eight bytes as the kernel would.
 func word(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 
-// last returns the key's last eight bytes.
-func (f *flowKey) last() uint64 {
-	return binary.NativeEndian.Uint64([]byte{f.Ports[0], f.Ports[1], f.Ports[2], f.Ports[3], f.Protocol, f.Version, 0, 0})
-}
+// nativeBig says whether this machine is big-endian.
+func nativeBig() bool { return binary.NativeEndian.Uint16([]byte{0, 1}) == 1 }
 
 // The changes map is one array of counters; a flow's counter is named by the top
 // bits of its hash.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
-	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -67,7 +66,7 @@ func (r *Recorder) Flow(k *packet.Key, f *Flow) bool {
 	q := r.requests.get()
 	defer r.requests.pool.Put(q)
 	q.flow.encode(k)
-	tuple := q.flow.hash()
+	tuple := hash(k)
 	for range tries {
 		if !q.lookup(r.maps.flows, unsafe.Pointer(&q.flow), unsafe.Pointer(&q.flowRec)) {
 			return false
@@ -125,9 +124,7 @@ func (r *Recorder) Process(pid uint32, p *Process) bool {
 //
 // No system call, no allocation; for several goroutines, but not after Close.
 func (r *Recorder) Changes(k *packet.Key) uint32 {
-	var f flowKey
-	f.encode(k)
-	return r.maps.numbers[f.hash()>>bucketShift].Load()
+	return r.maps.numbers[hash(k)>>bucketShift].Load()
 }
 
 // Seed tells the owner of a socket that was found by other means, such as one
@@ -140,7 +137,7 @@ func (r *Recorder) Seed(o *Owner) error {
 		return fmt.Errorf("seed owner of socket %d: read clock: %w", o.Cookie, err)
 	}
 	var rec ownerRecord
-	rec.encode(o, uint64(time.Duration(now.Nano())))
+	rec.encode(o, uint64(now.Nano()))
 	err := r.maps.owners.Update(unsafe.Pointer(&o.Cookie), unsafe.Pointer(&rec), ebpf.UpdateNoExist)
 	if err != nil && !isThere(err) {
 		return fmt.Errorf("seed owner of socket %d: %v%s", o.Cookie, err, needs(err))

@@ -1,7 +1,6 @@
 package record
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -126,11 +125,6 @@ func (p place) mask() uint8 {
 		return 0x80 >> (p.offset % 8)
 	}
 	return 1 << (p.offset % 8)
-}
-
-// nativeBig says whether this machine is big-endian.
-func nativeBig() bool {
-	return binary.NativeEndian.Uint16([]byte{0, 1}) == 1
 }
 
 // at returns the offset of a field, named from a structure on, which must have

@@ -44,8 +44,9 @@ type Process struct {
 	// ParentPID and ParentStart name the parent when the record was made;
 	// ParentPID is 0 if there is none.
 	ParentPID uint32
-	// Times in nanoseconds of CLOCK_BOOTTIME. Exec is 0 if the program was started
-	// before the recorder.
+	// Times in nanoseconds of CLOCK_BOOTTIME. Exec is when the program was started,
+	// by this process or, without exec since, by one it was forked from; 0 if the
+	// record was not made then.
 	Start, ParentStart, Exec uint64
 
 	// Inode and Device are of the file that runs (that of /proc/PID/exe); Device as

@@ -1,0 +1,291 @@
+package record_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/verdictd/verdictd/internal/lab"
+	"github.com/verdictd/verdictd/internal/lab/labtest"
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process/record"
+)
+
+// TestLabKernelPackets: what the kernel sends by itself is of nobody, whoever
+// provoked it.
+func TestLabKernelPackets(t *testing.T) {
+	requireBPF(t)
+	labtest.Require(t, labtest.IPTablesBinary)
+	net := labtest.Pair(t)
+	r := open(t, record.Config{})
+	rule(t, net.Server, r)
+	for _, test := range []struct {
+		name  string
+		proto lab.Proto
+		to    string
+		from  string
+		key   *packet.Key
+	}{
+		{"reset", lab.TCP, "10.99.0.2:9", "10.99.0.1:7001", key(6, "10.99.0.2:9", "10.99.0.1:7001")},
+		{"reset v6", lab.TCP, "[fd99::2]:9", "[fd99::1]:7001", key(6, "[fd99::2]:9", "[fd99::1]:7001")},
+		{"unreachable", lab.UDP, "10.99.0.2:9", "10.99.0.1:7001", key(1, "10.99.0.2:0", "10.99.0.1:0")},
+		{"unreachable v6", lab.UDP, "[fd99::2]:9", "[fd99::1]:7001", key(58, "[fd99::2]:0", "[fd99::1]:0")},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			out, err := net.Client.Probe(lab.Probe{Proto: test.proto, To: netip.MustParseAddrPort(test.to), From: netip.MustParseAddrPort(test.from)})
+			if err != nil || out != lab.Refused {
+				t.Fatal(out, err)
+			}
+			var f record.Flow
+			if !r.Flow(test.key, &f) || f.HasOwner || f.Cookie != 0 {
+				t.Errorf("got %+v, want cookie 0 and no owner", f)
+			}
+		})
+	}
+}
+
+// talker is a helper that does what it is told, line by line.
+type talker struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	in  *os.File
+	out *bufio.Reader
+}
+
+// talk starts a helper that listens or sends on command.
+func talk(t *testing.T, ns *lab.Namespace, extra []*os.File, words string) *talker {
+	t.Helper()
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 4*settle)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Env = []string{helperEnv + "=" + words}
+	cmd.Stdin, cmd.Stderr, cmd.ExtraFiles = in, os.Stderr, extra
+	answers, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	h := &talker{t: t, cmd: cmd, in: out, out: bufio.NewReader(answers)}
+	t.Cleanup(func() {
+		defer cancel()
+		out.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	h.answer()
+	return h
+}
+
+// tell writes a line and waits for the answer.
+func (h *talker) tell(line string) string {
+	h.t.Helper()
+	if _, err := fmt.Fprintln(h.in, line); err != nil {
+		h.t.Fatal(err)
+	}
+	return h.answer()
+}
+
+func (h *talker) answer() string {
+	h.t.Helper()
+	line, err := h.out.ReadString('\n')
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return strings.TrimSpace(line)
+}
+
+func (h *talker) pid() uint32 { return uint32(h.cmd.Process.Pid) }
+
+// flowOf reads the record of client4 to server4 over UDP, with the number that
+// says when it has changed.
+func flowOf(t *testing.T, r *record.Recorder) (record.Flow, uint32) {
+	t.Helper()
+	k := key(17, client4, server4)
+	n := r.Changes(k)
+	var f record.Flow
+	if !r.Flow(k, &f) {
+		t.Fatal("not recorded")
+	}
+	return f, n
+}
+
+// TestLabPassedSocket: two processes send by one socket that has no connection.
+func TestLabPassedSocket(t *testing.T) {
+	b := newBench(t)
+	socket := boundUDP(t, b.net.Client, netip.MustParseAddrPort("0.0.0.0:7001"))
+	first, second := talk(t, b.net.Client, []*os.File{socket}, "sender"), talk(t, b.net.Client, []*os.File{socket}, "sender")
+	first.tell(server4)
+	f1, n1 := flowOf(t, b.rec)
+	if f1.Owner.PID != first.pid() || f1.Owner.Hook != record.HookSend {
+		t.Fatalf("got %+v, want pid %d", f1, first.pid())
+	}
+	first.tell(server4)
+	if f, n := flowOf(t, b.rec); f != f1 || n != n1 {
+		t.Errorf("second packet: got %+v (%d), want %+v (%d)", f, n, f1, n1)
+	}
+	second.tell(server4)
+	f2, n2 := flowOf(t, b.rec)
+	if f2.Owner.PID != second.pid() || f2.Cookie != f1.Cookie || n2 == n1 {
+		t.Errorf("got %+v (%d) after %d, want pid %d by the same socket", f2, n2, n1, second.pid())
+	}
+	first.tell(server4)
+	if f, n := flowOf(t, b.rec); f.Owner.PID != first.pid() || n == n2 {
+		t.Errorf("got %+v, want pid %d again", f, first.pid())
+	}
+}
+
+// TestLabPortReuse: another socket sends by the same tuple.
+func TestLabPortReuse(t *testing.T) {
+	b := newBench(t)
+	o1, _ := b.sender(t, command{words: strings.Fields(sendUDP)})
+	_, n1 := flowOf(t, b.rec)
+	o2, _ := b.sender(t, command{words: strings.Fields(sendUDP)})
+	_, n2 := flowOf(t, b.rec)
+	if o1.Cookie == o2.Cookie || o1.PID == o2.PID || n1 == n2 {
+		t.Errorf("got %+v (%d), then %+v (%d)", o1, n1, o2, n2)
+	}
+}
+
+// TestLabOlderProcess: a process and its socket are older than the recorder.
+func TestLabOlderProcess(t *testing.T) {
+	requireBPF(t)
+	labtest.Require(t, labtest.IPTablesBinary)
+	net := labtest.Pair(t)
+	socket := boundUDP(t, net.Client, netip.MustParseAddrPort("0.0.0.0:7001"))
+	old := talk(t, net.Client, []*os.File{socket}, "sender")
+	r := open(t, record.Config{})
+	rule(t, net.Client, r)
+	old.tell(server4)
+	f, _ := flowOf(t, r)
+	var p record.Process
+	if f.Owner.PID != old.pid() || !r.Process(old.pid(), &p) || p.Start != f.Owner.Start {
+		t.Fatalf("got flow %+v, process %+v, want pid %d", f, p, old.pid())
+	}
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Path != self || p.Exec != 0 || p.Exited || p.ParentPID != uint32(os.Getpid()) {
+		t.Errorf("got %+v, want path %s", p, self)
+	}
+	isFile(t, p, self)
+}
+
+// TestLabSeed: an owner found by other means holds until the socket is used, and
+// comes into the flow.
+func TestLabSeed(t *testing.T) {
+	requireBPF(t)
+	labtest.Require(t, labtest.IPTablesBinary)
+	net := labtest.Pair(t)
+	socket := boundUDP(t, net.Client, netip.MustParseAddrPort("0.0.0.0:7001"))
+	connectUDP(t, socket, netip.MustParseAddrPort(server4))
+	r := open(t, record.Config{})
+	rule(t, net.Client, r)
+	write(t, socket)
+	f, n := flowOf(t, r)
+	if f.HasOwner || f.Cookie == 0 || f.NetNS == 0 {
+		t.Fatalf("got %+v, want a socket without owner", f)
+	}
+	seed := record.Owner{Cookie: f.Cookie, PID: 1, UID: 2, GID: 3, CgroupID: 4, NetNS: f.NetNS, Start: 5}
+	if err := r.Seed(&seed); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Seed(&record.Owner{Cookie: f.Cookie, PID: 9}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, socket)
+	seed.Seeded = true
+	if got, after := flowOf(t, r); !got.HasOwner || got.Owner != seed || after == n {
+		t.Errorf("got %+v (%d), want %+v", got, after, seed)
+	}
+	connectUDP(t, socket, netip.MustParseAddrPort(server4))
+	var o record.Owner
+	if !r.Owner(f.Cookie, &o) || o.PID != uint32(os.Getpid()) || o.Seeded || o.Hook != record.HookConnect {
+		t.Errorf("got %+v, want pid %d", o, os.Getpid())
+	}
+}
+
+// TestLabAccepted: an accepted socket has the owner of its listener, from the
+// answer to the SYN on.
+func TestLabAccepted(t *testing.T) {
+	requireBPF(t)
+	labtest.Require(t, labtest.IPTablesBinary)
+	net := labtest.Pair(t)
+	r := open(t, record.Config{})
+	rule(t, net.Server, r)
+	for i, listen := range []string{"tcp 10.99.0.2:80", "tcp [fd99::2]:80", "mptcp 10.99.0.2:81"} {
+		proto, local, _ := strings.Cut(listen, " ")
+		host := "10.99.0.1"
+		if strings.HasPrefix(local, "[") {
+			host = "[fd99::1]"
+		}
+		from := fmt.Sprintf("%s:%d", host, 7100+i)
+		server := talk(t, net.Server, nil, "listen "+proto+" "+local)
+		command{ns: net.Client, words: []string{proto, local, fmt.Sprint(7100 + i)}}.run(t)
+		k := key(6, local, from)
+		var f record.Flow
+		if !r.Flow(k, &f) || !f.HasOwner || f.Owner.PID != server.pid() || f.Owner.Hook != record.HookAccept {
+			t.Errorf("%s: SYN-ACK: got %+v, want pid %d", listen, f, server.pid())
+		}
+		cookie := server.tell("accept")
+		if !r.Flow(k, &f) || !f.HasOwner || f.Owner.PID != server.pid() {
+			t.Errorf("%s: data: got %+v, want pid %d", listen, f, server.pid())
+		}
+		if proto == "tcp" && fmt.Sprint(f.Cookie) != cookie {
+			t.Errorf("%s: got cookie %d, want %s", listen, f.Cookie, cookie)
+		}
+	}
+}
+
+// TestLabForward: a host that forwards knows who sent in another namespace, and
+// when two have sent by the same tuple.
+func TestLabForward(t *testing.T) {
+	requireBPF(t)
+	labtest.Require(t, labtest.IPTablesBinary)
+	net := labtest.Router(t)
+	var r *record.Recorder
+	err := net.Router.Do(func() (err error) {
+		r, err = record.Open(record.Config{Forward: true})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	pin := filepath.Join(filesystem(t), "flow")
+	if err := r.Pin(pin); err != nil {
+		t.Fatal(err)
+	}
+	labtest.BothTables(t, net.Router, "-t", "mangle", "-A", "POSTROUTING", "-m", "bpf", "--object-pinned", pin, "-j", "DROP")
+	const from, to = "10.99.1.2:7001", "10.99.2.2:9"
+	pid := command{ns: net.Client, words: []string{"udp", to, "7001"}}.run(t)
+	rules := labtest.Counters(t, net.Router, "mangle", "POSTROUTING")
+	if len(rules) != 1 || rules[0].Packets != 0 {
+		t.Errorf("the flow program has matched: %+v", rules)
+	}
+	var f record.Flow
+	if !r.Flow(key(17, from, to), &f) || !f.HasOwner || f.Owner.PID != pid || f.NetNS != f.Owner.NetNS || f.Ambiguous {
+		t.Errorf("got %+v, want pid %d", f, pid)
+	}
+	// The router itself is left to the rule: it has none here.
+	command{ns: net.Router, words: []string{"udp", to, "7002"}}.run(t)
+	// Another namespace with the address of the client.
+	twin := labtest.Router(t)
+	pid = command{ns: twin.Client, words: []string{"udp", to, "7001"}}.run(t)
+	if !r.Flow(key(17, from, to), &f) || f.Owner.PID != pid || !f.Ambiguous {
+		t.Errorf("got %+v, want pid %d, ambiguous", f, pid)
+	}
+}
