@@ -32,6 +32,7 @@ type Config struct {
 	Flows         int    `yaml:"flows"`          // default: 65536 per queue
 	QueueLength   int    `yaml:"queue-length"`   // packets; default: 8192
 	CopyRange     int    `yaml:"copy-range"`     // bytes; default: 256
+	Spin          string `yaml:"spin"`           // duration; default: 0
 	Engine        string `yaml:"engine"`         // compiled, topdown; default: compiled
 	PolicyBudget  string `yaml:"policy-budget"`  // duration; default: 50ms
 	Control       string `yaml:"control"`        // socket for verdictd status; "none": none; default: /run/verdictd/verdictd.sock
@@ -122,7 +123,7 @@ func kindName(t reflect.Type) string {
 }
 
 func knownKeys() string {
-	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, " +
+	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, spin, " +
 		"engine, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, " +
 		"min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep"
 }
