@@ -37,5 +37,5 @@
 //	flood    packets as fast as one CPU can send: delivered, lost, CPU time
 //	latency  UDP round trips through the queue, one in flight
 //	scaling  drain over 1, 2 and 4 queues, 64 sources, not pinned
-//	tcp      one TCP connection, both directions queued, not pinned
+//	tcp      one TCP connection, both directions; its ends pinned, peers not
 package main

@@ -86,7 +86,7 @@ func newBench(ctx context.Context, o *options) (b *bench, compiler, left string,
 		missing := errors.New("nft is not on the path (install it: apt install nftables)")
 		left += b.leaveOut(func(p string) bool { return p == conntrack }, missing)
 	}
-	if b.bed, err = newTestbed(o.SenderCPU); err != nil {
+	if b.bed, err = newTestbed(o.SenderCPU, o.PeerCPU); err != nil {
 		return nil, "", "", errors.Join(err, os.RemoveAll(b.dir))
 	}
 	return b, compiler, left, nil

@@ -59,7 +59,7 @@ func measurements() []measurement {
 			return b.drain(ctx, r.settings(), -1, manySources)
 		},
 	}, {
-		name: "tcp", title: "tcp: one connection, both directions queued, unsegmented (GSO), not pinned",
+		name: "tcp", title: "tcp: one connection, both directions, unsegmented (GSO), client and server pinned, peers not",
 		rows:    plainRows([]string{noQueue, conntrack, verdictdOn, cBatched, verdictdOff}),
 		columns: []string{colGigabits}, key: colGigabits, bare: noQueue,
 		run: func(b *bench, ctx context.Context, r row) (values, error) {

@@ -35,11 +35,12 @@ type testbed struct {
 	sink                   int   // socket at sinkPort that counts and discards
 	senders                []int // sockets connected to it, one for each source
 	senderCPU              int   // where traffic is made; -1 for anywhere
+	receiverCPU            int   // where TCP's server runs; the same
 }
 
 // newTestbed makes everything but the rules.
-func newTestbed(senderCPU int) (*testbed, error) {
-	t := &testbed{serverAddr: netip.MustParseAddr("10.99.2.2"), sink: -1, senderCPU: senderCPU}
+func newTestbed(senderCPU, receiverCPU int) (*testbed, error) {
+	t := &testbed{serverAddr: netip.MustParseAddr("10.99.2.2"), sink: -1, senderCPU: senderCPU, receiverCPU: receiverCPU}
 	for _, ns := range []struct {
 		name string
 		slot **lab.Namespace
