@@ -1,18 +1,14 @@
 package main_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -109,88 +105,6 @@ func (u *upgradable) stop(gaps bool) summary {
 	return u.summary()
 }
 
-// load sends datagrams and makes connections until stop, which waits for both
-// and returns how many were sent and connected.
-type load struct {
-	sent, connected, failed atomic.Int64
-}
-
-// runLoad sends rate datagrams per second to the sink, and makes conns
-// connections per second, each of which sends a payload and must get it back.
-func runLoad(t *testing.T, net *lab.Network, rate, conns int) (l *load, stop func()) {
-	t.Helper()
-	l = &load{}
-	ctx, cancel := context.WithCancel(t.Context())
-	var tasks sync.WaitGroup
-	tasks.Go(func() {
-		sent, err := net.Client.Flood(ctx, lab.Flood{To: to("10.99.0.2", sinkPort), Count: 1 << 24, Rate: rate})
-		l.sent.Store(int64(sent.OK + sent.Denied))
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("flood: %v", err)
-		}
-	})
-	tasks.Go(func() { l.connect(ctx, net.Client, conns, &tasks) })
-	return l, func() {
-		cancel()
-		tasks.Wait()
-	}
-}
-
-// connect starts so many connections per second on one thread inside the
-// namespace.
-func (l *load) connect(ctx context.Context, ns *lab.Namespace, rate int, tasks *sync.WaitGroup) {
-	start := time.Now()
-	for i := 0; ctx.Err() == nil; i++ {
-		if early := time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))); early > time.Millisecond {
-			time.Sleep(early)
-		}
-		var c net.Conn
-		err := ns.Do(func() (err error) {
-			c, err = startConnect("10.99.0.2:7001")
-			return err
-		})
-		if err != nil {
-			l.failed.Add(1)
-			continue
-		}
-		tasks.Go(func() { l.exchange(c) })
-	}
-}
-
-// startConnect begins a connection without waiting for it.
-func startConnect(addr string) (net.Conn, error) {
-	a := netip.MustParseAddrPort(addr)
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), addr)
-	defer f.Close()
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}); err != nil && err != unix.EINPROGRESS {
-		return nil, err
-	}
-	return net.FileConn(f)
-}
-
-// exchange sends a payload and reads it back.
-func (l *load) exchange(c net.Conn) {
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(wait))
-	payload := []byte("is it still there?")
-	got := make([]byte, len(payload))
-	_, err := c.Write(payload)
-	for n := 0; n < len(got) && err == nil; {
-		var k int
-		k, err = c.Read(got[n:])
-		n += k
-	}
-	if err != nil || string(got) != string(payload) {
-		l.failed.Add(1)
-		return
-	}
-	l.connected.Add(1)
-}
-
 // TestLabUpgrade lets new processes take over while datagrams and connections
 // go on: none is lost or fails, a connection from before lives on, and the
 // books and the audit log go on as if it were one process.
@@ -202,10 +116,10 @@ func TestLabUpgrade(t *testing.T) {
 
 func upgradeUnderLoad(t *testing.T, offload string) {
 	setup(t)
-	const rounds, rate, conns = 5, 20_000, 500
+	const rounds, rate, conns = 10, 50_000, 2000
 	net := labtest.Pair(t)
 	echo(t, net.Server, echoPort)
-	got := sink(t, net.Server, sinkPort)
+	got := tallyAt(t, net.Server)
 	denied := sink(t, net.Server, deniedSinkPort)
 	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output,input", "--queue-length", "65536", "--offload", offload)
 	old := holdConnection(t, net.Client)
@@ -213,18 +127,18 @@ func upgradeUnderLoad(t *testing.T, offload string) {
 	began := time.Now()
 	l, stop := runLoad(t, net, rate, conns)
 	for range rounds {
-		before := got.Received().Distinct
-		if !lab.Poll(wait, func() bool { return got.Received().Distinct > before+rate/10 }) {
+		before := got.distinct.Load()
+		if !lab.Poll(wait, func() bool { return got.distinct.Load() > before+rate/10 }) {
 			t.Fatalf("no datagrams come: %s", u.Stderr())
 		}
 		u.upgrade()
 		old.check()
 		flood(t, net.Client, lab.Flood{To: to("10.99.0.2", deniedSinkPort), Count: 10})
 	}
-	stop()
 	took := time.Since(began).Seconds()
+	stop()
 	old.check()
-	want(t, got, int(l.sent.Load()))
+	got.want(t, l.sent.Load())
 	want(t, denied, 0)
 	if l.failed.Load() != 0 || l.connected.Load() == 0 {
 		t.Errorf("got %d connections, %d failed, want all to work", l.connected.Load(), l.failed.Load())
