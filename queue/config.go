@@ -12,8 +12,8 @@ const (
 	MaxCopyRange = 65531 // bytes, NFQNL_MAX_COPY_RANGE
 )
 
-// MaxSpin is the longest Config.Spin: longer, and whatever else runs on the CPU
-// is held up, while a wake-up saved costs some 20 µs.
+// MaxSpin is the longest Config.Spin. The wake-up that spinning saves takes some
+// 30 µs: there is nothing to gain by much longer times.
 const MaxSpin = 10 * time.Millisecond
 
 // Config describes a queue. The zero value is queue 0 with defaults, failing

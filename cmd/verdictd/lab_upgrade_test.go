@@ -109,12 +109,17 @@ func (u *upgradable) stop(gaps bool) summary {
 // go on: none is lost or fails, a connection from before lives on, and the
 // books and the audit log go on as if it were one process.
 func TestLabUpgrade(t *testing.T) {
-	for _, offload := range []string{"off", "on"} {
-		t.Run("offload "+offload, func(t *testing.T) { upgradeUnderLoad(t, offload) })
+	for _, tt := range []struct {
+		offload string
+		more    []string
+	}{{"off", nil}, {"on", nil}, {"off", []string{"--spin", "50us"}}} {
+		t.Run(strings.Join(append([]string{"offload", tt.offload}, tt.more...), " "), func(t *testing.T) {
+			upgradeUnderLoad(t, tt.offload, tt.more...)
+		})
 	}
 }
 
-func upgradeUnderLoad(t *testing.T, offload string) {
+func upgradeUnderLoad(t *testing.T, offload string, more ...string) {
 	setup(t)
 	const rounds = 10
 	rate, conns := 50_000, 2000
@@ -125,7 +130,7 @@ func upgradeUnderLoad(t *testing.T, offload string) {
 	echo(t, net.Server, echoPort)
 	got := tallyAt(t, net.Server)
 	denied := sink(t, net.Server, deniedSinkPort)
-	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output,input", "--queue-length", "65536", "--offload", offload)
+	u := startUpgradable(t, net.Client, portsPolicy, append([]string{"--hook", "output,input", "--queue-length", "65536", "--offload", offload}, more...)...)
 	old := holdConnection(t, net.Client)
 
 	began := time.Now()
