@@ -24,6 +24,7 @@ import (
 const (
 	burst     = 64 // datagrams of one system call, at most
 	loadPause = time.Millisecond
+	loadWait  = 3 * wait // for a connection; TCP repeats after 1, 3, 7 and 15 s
 )
 
 // mmsghdr is struct mmsghdr of sendmmsg(2) and recvmmsg(2).
@@ -139,6 +140,15 @@ func (s *tally) want(t *testing.T, count int64) {
 // load is the traffic between a client and a server.
 type load struct {
 	sent, connected, failed atomic.Int64
+	why                     atomic.Pointer[string] // the last failure
+}
+
+// reason says why the last connection that failed did.
+func (l *load) reason() string {
+	if why := l.why.Load(); why != nil {
+		return *why
+	}
+	return "none failed"
 }
 
 // runLoad sends rate datagrams per second to the server's sinkPort, and begins
@@ -153,7 +163,7 @@ func runLoad(t *testing.T, net *lab.Network, rate, conns int) (l *load, stop fun
 	fd := blocking(t, net.Client, unix.SOCK_DGRAM, func(fd int) error { return unix.Connect(fd, inet("10.99.0.2", sinkPort)) })
 	listener := blocking(t, net.Server, unix.SOCK_STREAM, func(fd int) error {
 		return errors.Join(
-			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int(wait.Seconds())),
+			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, int(loadWait.Seconds())),
 			unix.Bind(fd, inet("0.0.0.0", sinkPort)), unix.Listen(fd, 4096))
 	})
 	serve, endServer := context.WithCancel(context.Background())
@@ -284,8 +294,8 @@ func (d *dialer) follow() error {
 	}
 	if n == 0 {
 		for fd, c := range d.open {
-			if time.Since(c.began) > wait {
-				d.end(fd, &d.failed)
+			if time.Since(c.began) > loadWait {
+				d.fail(fd, fmt.Sprintf("no answer after %v; asked: %v", loadWait, c.asked))
 			}
 		}
 	}
@@ -296,7 +306,7 @@ func (d *dialer) step(fd int32) {
 	c := d.open[fd]
 	if !c.asked {
 		if _, err := unix.Write(int(fd), []byte(loadPayload)); err != nil {
-			d.end(fd, &d.failed)
+			d.fail(fd, fmt.Sprintf("send: %v", err))
 			return
 		}
 		c.asked = true
@@ -313,8 +323,14 @@ func (d *dialer) step(fd int32) {
 	case c.got == loadPayload:
 		d.end(fd, &d.connected)
 	case n <= 0:
-		d.end(fd, &d.failed)
+		d.fail(fd, fmt.Sprintf("receive: %v after %q", err, c.got))
 	}
+}
+
+// fail ends a connection that did not work.
+func (d *dialer) fail(fd int32, why string) {
+	d.why.Store(&why)
+	d.end(fd, &d.failed)
 }
 
 // end closes a connection and counts it.
