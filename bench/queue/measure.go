@@ -61,6 +61,7 @@ const (
 	colP50       = "p50 µs"
 	colP99       = "p99 µs"
 	colGigabits  = "Gbit/s"
+	colPerKiB    = "CPU ns/KiB" // of both ends, the forwarding and the peer
 )
 
 // bench runs measurements.
@@ -328,8 +329,17 @@ func (b *bench) tcpRate(ctx context.Context, s settings) (values, error) {
 	s.MaxLen = floodLength
 	v := values{}
 	err := b.run(ctx, s, -1, func(ctx context.Context, p *process) error {
-		rate, err := b.bed.tcp(ctx, b.TCP)
-		v[colGigabits] = rate / 1e9
+		before, err := p.schedule()
+		if err != nil {
+			return err
+		}
+		s, err := b.bed.tcp(ctx, b.TCP)
+		if err != nil {
+			return err
+		}
+		after, err := p.schedule()
+		v[colGigabits] = s.rate / 1e9
+		v[colPerKiB] = float64(s.cpu+after.since(before).ran) / s.kib
 		return err
 	})
 	return v, err

@@ -61,7 +61,7 @@ func measurements() []measurement {
 	}, {
 		name: "tcp", title: "tcp: one connection, both directions, unsegmented (GSO), client and server pinned, peers not",
 		rows:    plainRows([]string{noQueue, conntrack, verdictdOn, cBatched, verdictdOff}),
-		columns: []string{colGigabits}, key: colGigabits, bare: noQueue,
+		columns: []string{colGigabits, colPerKiB}, key: colGigabits, bare: noQueue,
 		run: func(b *bench, ctx context.Context, r row) (values, error) {
 			return b.tcpRate(ctx, r.settings())
 		},
