@@ -34,6 +34,7 @@ type Config struct {
 	CopyRange     int    `yaml:"copy-range"`     // bytes; default: 256
 	Attribution   string `yaml:"attribution"`    // auto, proc, off: how owners of sockets are found; default: auto
 	RecordPin     string `yaml:"record-pin"`     // where rules of the user's own find the program that records who sends; default: nowhere
+	Spin          string `yaml:"spin"`           // duration; default: 0
 	Engine        string `yaml:"engine"`         // compiled, topdown; default: compiled
 	PolicyBudget  string `yaml:"policy-budget"`  // duration; default: 50ms
 	Control       string `yaml:"control"`        // socket for verdictd status; "none": none; default: /run/verdictd/verdictd.sock
@@ -124,7 +125,7 @@ func kindName(t reflect.Type) string {
 }
 
 func knownKeys() string {
-	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, attribution, record-pin, " +
+	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, attribution, record-pin, spin, " +
 		"engine, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, " +
 		"min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep"
 }

@@ -22,6 +22,7 @@ nflog-group: 5
 flows: 1000
 queue-length: 100
 copy-range: 128
+spin: 50us
 engine: topdown
 policy-budget: 10ms
 bundle:
@@ -49,7 +50,7 @@ log:
 	want := config.Config{
 		Queues: config.Queues{0, 1, 2, 3, 8}, Policy: "/etc/verdictd/policy.rego", Mode: "enforce", Fail: "closed",
 		Hook: "output,input", Loopback: true, StrictND: true, NFLogGroups: config.Groups{5},
-		Flows: 1000, QueueLength: 100, CopyRange: 128, Engine: "topdown", PolicyBudget: "10ms",
+		Flows: 1000, QueueLength: 100, CopyRange: 128, Spin: "50us", Engine: "topdown", PolicyBudget: "10ms",
 		Bundle: config.Bundle{
 			Key: "/etc/verdictd/bundle.pem", KeyID: "k1", Alg: "ES256", Scope: "edge", CA: "ca.pem", Cert: "cert.pem", CertKey: "key.pem",
 			TokenFile: "token", MinInterval: "10s", MaxInterval: "20s", Timeout: "5s", LastGood: "none",
@@ -62,7 +63,7 @@ log:
 }
 
 func TestParseErrors(t *testing.T) {
-	const keys = "(known keys: queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, attribution, record-pin, engine, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep)"
+	const keys = "(known keys: queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, attribution, record-pin, spin, engine, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep)"
 	tests := []struct{ name, text, want string }{
 		{"empty", "", ""},
 		{"comment only", "# nothing\n", ""},

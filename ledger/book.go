@@ -24,6 +24,7 @@ type Book struct {
 	mu       sync.Mutex
 	kernel   []wide // by place in cfg.Queues
 	before   int64  // packets that came to the queues before the counters of the rules began
+	slack    int64  // by how much before may be too high, as packets moved while it was read
 	unjudged uint64 // passes of a full queue, as far as they are known
 }
 
@@ -63,7 +64,8 @@ func (b *Book) SetRules(sent func() (uint64, error)) {
 		return
 	}
 	// Packets may have come before the rules did: from rules of an earlier run.
-	b.before = int64(b.total(&r).Queued+b.unjudged) - int64(r.rules)
+	// Where they never pause, those that came between the readings are in both.
+	b.before, b.slack = int64(b.total(&r).Queued+b.unjudged)-int64(r.rules), r.moved()
 }
 
 // Read reads the counters and returns the accounts. It tries for some
@@ -149,6 +151,15 @@ func (r *reading) settled() bool {
 	return true
 }
 
+// moved returns how many packets came to the queues between the first and the
+// last number.
+func (r *reading) moved() (n int64) {
+	for i, k := range r.kernel {
+		n += int64(k.LastID-r.before[i].LastID) + int64(k.QueueDropped-r.before[i].QueueDropped)
+	}
+	return n
+}
+
 // balance makes the accounts.
 func (b *Book) balance(r *reading, settled bool) Ledger {
 	l := Ledger{Settled: settled, Rules: r.hasRules, Closes: settled}
@@ -182,6 +193,9 @@ func (b *Book) total(r *reading) *Account {
 // that it does not count. More came than sent: others send too.
 func (b *Book) fromRules(total *Account, sent int64, failOpen, settled bool) {
 	more := sent - int64(total.Queued)
+	if more > 0 {
+		more = max(more-b.slack, 0)
+	}
 	switch {
 	case failOpen:
 		b.unjudged = max(b.unjudged, uint64(max(more, 0)))

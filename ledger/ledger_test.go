@@ -144,6 +144,23 @@ func TestUnjudgedOnlyGrows(t *testing.T) {
 	}
 }
 
+// What came while the rules' counters were put in relation to the queues' is
+// neither lost nor unjudged.
+func TestSlack(t *testing.T) {
+	r := reading{
+		before: []queue.Kernel{{LastID: 0xffffffff, QueueDropped: 7}, {LastID: 5}},
+		kernel: []queue.Kernel{{LastID: 1, QueueDropped: 8}, {LastID: 5}},
+	}
+	b := Book{slack: r.moved()}
+	for sent, want := range map[int64]int64{99: 0, 100: 0, 103: 0, 104: 1} {
+		a := Account{Queued: 100}
+		b.fromRules(&a, sent, false, true)
+		if a.Unexplained != want {
+			t.Errorf("%d sent: got %d unexplained, want %d", sent, a.Unexplained, want)
+		}
+	}
+}
+
 // Every number of an Account is added up, and each has a field or a reason not
 // to have one.
 func TestAccountIsWhole(t *testing.T) {

@@ -12,6 +12,10 @@ const (
 	MaxCopyRange = 65531 // bytes, NFQNL_MAX_COPY_RANGE
 )
 
+// MaxSpin is the longest Config.Spin. The wake-up that spinning saves takes some
+// 30 µs: there is nothing to gain by much longer times.
+const MaxSpin = 10 * time.Millisecond
+
 // Config describes a queue. The zero value is queue 0 with defaults, failing
 // closed.
 type Config struct {
@@ -43,6 +47,12 @@ type Config struct {
 	// Drain bounds how long Run goes on after its context is done. 0 means
 	// 100 ms; negative means not at all.
 	Drain time.Duration
+
+	// Spin is how long Run looks for the next packet again and again after the
+	// last one, before it sleeps until one comes. It saves the wake-up of
+	// packets that follow within that time and costs a CPU meanwhile. 0 means
+	// not at all; at most MaxSpin.
+	Spin time.Duration
 }
 
 // withDefaults returns cfg with its zero values filled in.
@@ -61,6 +71,9 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	if cfg.CopyRange > MaxCopyRange {
 		return cfg, fmt.Errorf("queue %d: copy range of %d bytes is more than the kernel's %d", cfg.Num, cfg.CopyRange, MaxCopyRange)
+	}
+	if cfg.Spin < 0 || cfg.Spin > MaxSpin {
+		return cfg, fmt.Errorf("queue %d: spinning for %v is not within 0 to %v", cfg.Num, cfg.Spin, MaxSpin)
 	}
 	if cfg.RecvBuffer == 0 {
 		cfg.RecvBuffer = recvBuffer(cfg.MaxLen, cfg.CopyRange)

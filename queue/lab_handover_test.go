@@ -50,13 +50,19 @@ func next(t *testing.T, ns *lab.Namespace, q *Queue, at *Position) *Queue {
 }
 
 // A queue changes its owner ten times under load: nothing is lost and the
-// counters go on.
+// counters go on. A spinning owner, which never sleeps at that rate, lets go too.
 func TestLabHandOver(t *testing.T) {
+	for name, spin := range map[string]time.Duration{"sleeping": 0, "spinning": MaxSpin} {
+		t.Run(name, func(t *testing.T) { handOver(t, spin) })
+	}
+}
+
+func handOver(t *testing.T, spin time.Duration) {
 	const count, rate, rounds = 20_000, 20_000, 10
 	ns := namespace(t)
 	labtest.IPTables(t, ns, "-A", "INPUT", "-p", "udp", "-j", "NFQUEUE", "--queue-num", "7")
 	s := sink(t, ns, lo4)
-	q := open(t, ns, Config{Num: 7, MaxLen: 32768})
+	q := open(t, ns, Config{Num: 7, MaxLen: 32768, Spin: spin})
 	stop := runUntil(t, q, judge(accept), nfnl.ErrHandOver)
 	flooded := make(chan error, 1)
 	go func() {

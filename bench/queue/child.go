@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/logsink"
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/policy"
@@ -33,19 +34,22 @@ const childArg = "-measured-peer"
 // settings are what a peer is run with. They are the same for every peer of a
 // comparison.
 type settings struct {
-	Peer       string `json:"peer"`
-	Queues     int    `json:"queues"`      // 0 to Queues-1 are bound
-	MaxLen     int    `json:"max_len"`     // packets
-	RecvBuffer int    `json:"recv_buffer"` // bytes, before the kernel doubles it
-	CopyRange  int    `json:"copy_range"`  // bytes
-	Policy     string `json:"policy"`      // file or directory
-	Dir        string `json:"dir"`         // for the audit log
-	Profile    string `json:"profile"`     // CPU profile to write, "" for none
+	Peer       string        `json:"peer"`
+	Queues     int           `json:"queues"`      // 0 to Queues-1 are bound
+	MaxLen     int           `json:"max_len"`     // packets
+	RecvBuffer int           `json:"recv_buffer"` // bytes, before the kernel doubles it
+	CopyRange  int           `json:"copy_range"`  // bytes
+	Policy     string        `json:"policy"`      // file or directory
+	Spin       time.Duration `json:"spin_ns"`
+	Mask       uint32        `json:"mask"` // of marks that rules and peer share; 0: none
+	Offload    bool          `json:"offload"`
+	Dir        string        `json:"dir"`     // for the audit log
+	Profile    string        `json:"profile"` // CPU profile to write, "" for none
 }
 
 // cArgs returns the settings as the arguments of peer.c.
 func (s *settings) cArgs(mode string) []string {
-	return []string{mode, strconv.Itoa(s.Queues), strconv.Itoa(s.MaxLen), strconv.Itoa(s.RecvBuffer), strconv.Itoa(s.CopyRange)}
+	return []string{mode, strconv.Itoa(s.Queues), strconv.Itoa(s.MaxLen), strconv.Itoa(s.RecvBuffer), strconv.Itoa(s.CopyRange), strconv.FormatInt(s.Spin.Nanoseconds(), 10)}
 }
 
 // report is what a peer says about itself when it is asked.
@@ -121,12 +125,12 @@ func startProfile(path string) (end func() error, err error) {
 }
 
 func openLoop(ctx context.Context, s *settings) (*loop, error) {
-	switch s.Peer {
-	case goNFQueue:
+	switch {
+	case s.Peer == goNFQueue:
 		return openGoNFQueue(ctx, s)
-	case verdictdLoop:
+	case s.Peer == verdictdLoop:
 		return openQueues(s, func(int) packet.Handler { return acceptAll{} })
-	case verdictd:
+	case isDaemon(s.Peer):
 		return openDaemon(ctx, s)
 	}
 	return nil, fmt.Errorf("unknown peer %q", s.Peer)
@@ -145,7 +149,7 @@ func openQueues(s *settings, handler func(i int) packet.Handler) (*loop, error) 
 	handlers := make([]packet.Handler, s.Queues)
 	for i := range queues {
 		q, err := queue.Open(queue.Config{
-			Num: uint16(i), MaxLen: uint32(s.MaxLen), CopyRange: uint32(s.CopyRange), RecvBuffer: s.RecvBuffer,
+			Num: uint16(i), MaxLen: uint32(s.MaxLen), CopyRange: uint32(s.CopyRange), RecvBuffer: s.RecvBuffer, Spin: s.Spin,
 		})
 		if err != nil {
 			return nil, err // the process ends and its sockets with it
@@ -183,7 +187,11 @@ func openDaemon(ctx context.Context, s *settings) (*loop, error) {
 		return nil, err
 	}
 	e := engine.New(engine.Config{Workers: s.Queues, Now: func() int64 { return time.Now().UnixNano() }})
-	e.Publish(engine.Snapshot{Policy: p, Generation: 1, Hash: p.Hash(), Mode: engine.Enforce})
+	marks, err := s.marks()
+	if err != nil {
+		return nil, err
+	}
+	e.Publish(engine.Snapshot{Policy: p, Generation: 1, Hash: p.Hash(), Mode: engine.Enforce, Marks: marks})
 	l, err := openQueues(s, func(i int) packet.Handler {
 		return e.NewWorker(audit.Ring(fmt.Sprintf("queue %d", i)))
 	})
@@ -198,6 +206,18 @@ func openDaemon(ctx context.Context, s *settings) (*loop, error) {
 		return tasks.Wait()
 	}
 	return l, nil
+}
+
+// marks returns what the ruleset of testbed.queue understands.
+func (s *settings) marks() (engine.Marks, error) {
+	if s.Mask == 0 {
+		return engine.Marks{}, nil
+	}
+	m, err := hook.NewMarks(s.Mask)
+	if !s.Offload {
+		m.Accept = 0
+	}
+	return engine.Marks(m), err
 }
 
 // openGoNFQueue runs go-nfqueue as its example does, but for what is the same

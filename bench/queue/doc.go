@@ -1,19 +1,24 @@
 // Command queue measures what answering the packets of a kernel queue costs,
 // side by side:
 //
-//	no queue       no rules at all
-//	C batched      recvmmsg and all verdicts of a batch in one send, in C
-//	C simple       one recv and one send per packet, in C
-//	go-nfqueue     the receive loop of github.com/florianl/go-nfqueue/v2
-//	verdictd loop  this project's queue.Run, accepting without looking
-//	verdictd       queue.Run with the whole engine, as the daemon runs it
+//	no queue             no rules at all
+//	conntrack only       no queue, and one rule that reads conntrack
+//	C batched            recvmmsg and all verdicts of a batch in one send, in C
+//	C simple             one recv and one send per packet, in C
+//	C spinning           C batched, looking for more for 50 µs before it sleeps
+//	go-nfqueue           the receive loop of github.com/florianl/go-nfqueue/v2
+//	verdictd loop        this project's queue.Run, accepting without looking
+//	verdictd             queue.Run with the whole engine, as the daemon runs it
+//	verdictd spinning    the same with --spin 50us
+//	verdictd offload     with the rules by which decided flows pass by the queue
+//	verdictd no offload  with --offload off, which still has the rules for reject
 //
 // Run it as root from the root of the repository:
 //
 //	go run ./bench/queue
 //
 // It needs a kernel with nfnetlink_queue and nf_tables, and for the C columns
-// gcc and libc6-dev; without a compiler these columns are left out and named.
+// gcc and libc6-dev, for conntrack only nft; what is missing is left out and named.
 // All traffic stays in three network namespaces of its own (client, router,
 // server) that go with the process.
 //
@@ -32,5 +37,5 @@
 //	flood    packets as fast as one CPU can send: delivered, lost, CPU time
 //	latency  UDP round trips through the queue, one in flight
 //	scaling  drain over 1, 2 and 4 queues, 64 sources, not pinned
-//	tcp      one TCP connection, both directions queued, not pinned
+//	tcp      one TCP connection, both directions; its ends pinned, peers not
 package main

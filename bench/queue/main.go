@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"runtime"
 	"slices"
@@ -67,8 +68,8 @@ func benchmark(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 	}{mach, b.options, left, samples})
 }
 
-// newBench makes everything that is measured with. left says why the C peers
-// are left out, if they are.
+// newBench makes everything that is measured with. left says which peers are left
+// out and why, if any are.
 func newBench(ctx context.Context, o *options) (b *bench, compiler, left string, err error) {
 	b = &bench{options: *o}
 	if b.self, err = os.Executable(); err != nil {
@@ -79,13 +80,23 @@ func newBench(ctx context.Context, o *options) (b *bench, compiler, left string,
 	}
 	b.cProgram, compiler, err = compile(ctx, b.dir)
 	if err != nil {
-		left = err.Error()
-		b.Peers = slices.DeleteFunc(slices.Clone(o.Peers), func(p string) bool { return p == cBatched || p == cSimple })
+		left = b.leaveOut(isC, err)
 	}
-	if b.bed, err = newTestbed(o.SenderCPU); err != nil {
+	if _, err := exec.LookPath("nft"); err != nil {
+		missing := errors.New("nft is not on the path (install it: apt install nftables)")
+		left += b.leaveOut(func(p string) bool { return p == conntrack }, missing)
+	}
+	if b.bed, err = newTestbed(o.SenderCPU, o.PeerCPU); err != nil {
 		return nil, "", "", errors.Join(err, os.RemoveAll(b.dir))
 	}
 	return b, compiler, left, nil
+}
+
+// leaveOut takes peers out and returns a line that says so.
+func (b *bench) leaveOut(which func(peer string) bool, err error) string {
+	b.Peers = slices.DeleteFunc(slices.Clone(b.Peers), which)
+	names := slices.DeleteFunc(allPeers(), func(p string) bool { return !which(p) })
+	return fmt.Sprintf("left out: %s: %s\n", strings.Join(names, ", "), err)
 }
 
 func (b *bench) close() error { return errors.Join(b.bed.close(), os.RemoveAll(b.dir)) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +61,7 @@ const (
 	colP50       = "p50 µs"
 	colP99       = "p99 µs"
 	colGigabits  = "Gbit/s"
+	colPerKiB    = "CPU ns/KiB" // of both ends, the forwarding and the peer
 )
 
 // bench runs measurements.
@@ -76,17 +76,20 @@ type bench struct {
 // run starts the peer on that many queues, calls fn with it and ends it. The
 // peer noQueue is fn(nil) without rules.
 func (b *bench) run(ctx context.Context, s settings, cpu int, fn func(ctx context.Context, p *process) error) error {
-	if s.Peer == noQueue {
-		if err := b.bed.unqueue(); err != nil {
+	switch s.Peer {
+	case noQueue:
+		return errors.Join(b.bed.unqueue(), fn(ctx, nil))
+	case conntrack:
+		if err := b.bed.track(ctx); err != nil {
 			return err
 		}
-		return fn(ctx, nil)
+		return errors.Join(fn(ctx, nil), b.bed.untrack(ctx))
 	}
-	if err := b.bed.queue(s.Queues); err != nil {
+	if err := b.bed.queue(&s); err != nil {
 		return err
 	}
 	s.RecvBuffer, s.CopyRange, s.Policy, s.Dir = recvBuffer, b.CopyRange, b.Policy, b.dir
-	if s.Peer == verdictd {
+	if isDaemon(s.Peer) {
 		s.Profile = b.Profile
 	}
 	program, args, err := b.command(&s)
@@ -152,7 +155,7 @@ func (b *bench) drain(ctx context.Context, s settings, cpu, sources int) (values
 
 // isGo says whether the peer can tell what it allocated.
 func isGo(peer string) bool {
-	return slices.Contains([]string{goNFQueue, verdictdLoop, verdictd}, peer)
+	return !isC(peer) && peer != noQueue && peer != conntrack
 }
 
 // cycle is what one filling cost.
@@ -295,17 +298,26 @@ func (b *bench) latency(ctx context.Context, s settings, cpu int) (values, error
 		if _, _, err := b.bed.roundTrips(ctx, min(b.RoundTrips, 200)); err != nil {
 			return err
 		}
+		before, err := p.schedule()
+		if err != nil {
+			return err
+		}
 		times, lost, err := b.bed.roundTrips(ctx, b.RoundTrips)
 		if err != nil {
 			return err
 		}
+		p.rest()
+		after, err := p.schedule()
 		if len(times) == 0 {
 			return fmt.Errorf("no answer to %d datagrams", lost)
 		}
 		v[colP50] = micros(times[len(times)/2])
 		v[colP99] = micros(times[len(times)*99/100])
 		v[colLost] = float64(lost)
-		return nil
+		if p != nil {
+			v[colCPU] = float64(after.since(before).ran) / float64(2*b.RoundTrips)
+		}
+		return err
 	})
 	return v, err
 }
@@ -317,8 +329,17 @@ func (b *bench) tcpRate(ctx context.Context, s settings) (values, error) {
 	s.MaxLen = floodLength
 	v := values{}
 	err := b.run(ctx, s, -1, func(ctx context.Context, p *process) error {
-		rate, err := b.bed.tcp(ctx, b.TCP)
-		v[colGigabits] = rate / 1e9
+		before, err := p.schedule()
+		if err != nil {
+			return err
+		}
+		s, err := b.bed.tcp(ctx, b.TCP)
+		if err != nil {
+			return err
+		}
+		after, err := p.schedule()
+		v[colGigabits] = s.rate / 1e9
+		v[colPerKiB] = float64(s.cpu+after.since(before).ran) / s.kib
 		return err
 	})
 	return v, err
@@ -331,6 +352,8 @@ func (b *bench) command(s *settings) (string, []string, error) {
 		return b.cProgram, s.cArgs("batched"), nil
 	case cSimple:
 		return b.cProgram, s.cArgs("simple"), nil
+	case cSpin:
+		return b.cProgram, s.cArgs("spin"), nil
 	}
 	arg, err := s.json()
 	return b.self, []string{childArg, arg}, err

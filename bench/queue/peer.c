@@ -1,13 +1,15 @@
 //go:build ignore
 
-// Two NFQUEUE loops in C to compare with. They use the kernel's headers only.
+// Three NFQUEUE loops in C to compare with. They use the kernel's headers only.
 //
-//   peer batched|simple QUEUES MAXLEN RCVBUF COPYRANGE
+//   peer batched|spin|simple QUEUES MAXLEN RCVBUF COPYRANGE SPIN
 //
 // binds queues 0 to QUEUES-1, a thread for each, and accepts every packet.
 //
 //   batched  recvmmsg of up to 64 packets, all their verdicts in one send:
 //            the fastest C loop known to us that answers packets one by one
+//   spin     batched, which after each packet looks for more for SPIN ns before
+//            it sleeps
 //   simple   recv of one packet, send of one verdict: what most programs do
 //
 // It prints "ready" once all queues are bound, answers each line on standard
@@ -27,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 enum {
 	BATCH = 64,
@@ -45,6 +48,7 @@ struct worker {
 	pthread_t thread;
 	int fd;
 	uint16_t queue;
+	int64_t spin;       // ns
 	size_t size;        // of one receive buffer
 	unsigned char *buf; // BATCH of them
 	uint64_t bytes;     // of payload seen
@@ -163,6 +167,27 @@ static void flush(struct worker *w, const struct verdict *v, unsigned n)
 	__atomic_store_n(&w->packets, w->packets + n, __ATOMIC_RELAXED);
 }
 
+static int64_t now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+// look looks for packets until some are there or w->spin is over.
+static int look(struct worker *w, struct mmsghdr *in)
+{
+	int64_t end = now() + w->spin;
+
+	do {
+		int n = recvmmsg(w->fd, in, BATCH, MSG_DONTWAIT, NULL);
+		if (n >= 0 || errno != EAGAIN)
+			return n;
+	} while (now() < end);
+	return 0;
+}
+
 static void *batched(void *arg)
 {
 	struct worker *w = arg;
@@ -175,11 +200,15 @@ static void *batched(void *arg)
 		in[i].msg_hdr.msg_iov = &iov[i];
 		in[i].msg_hdr.msg_iovlen = 1;
 	}
-	for (;;) {
-		int n = recvmmsg(w->fd, in, BATCH, MSG_WAITFORONE, NULL);
+	for (int k = 0;;) {
+		int n = 0;
+		if (k > 0 && w->spin > 0)
+			n = look(w, in);
+		if (n == 0)
+			n = recvmmsg(w->fd, in, BATCH, MSG_WAITFORONE, NULL);
 		if (n < 0 && errno != EINTR && errno != ENOBUFS)
 			die("receive packets");
-		unsigned k = 0;
+		k = 0;
 		for (int i = 0; i < n; i++)
 			k += answer(w, iov[i].iov_base, in[i].msg_len, &out[k]);
 		flush(w, out, k);
@@ -207,13 +236,15 @@ int main(int argc, char **argv)
 	static struct worker workers[MAX_QUEUES];
 	char line[64];
 
-	if (argc != 6 || atoi(argv[2]) < 1 || atoi(argv[2]) > MAX_QUEUES) {
-		fprintf(stderr, "usage: peer batched|simple QUEUES MAXLEN RCVBUF COPYRANGE\n");
+	if (argc != 7 || atoi(argv[2]) < 1 || atoi(argv[2]) > MAX_QUEUES) {
+		fprintf(stderr, "usage: peer batched|spin|simple QUEUES MAXLEN RCVBUF COPYRANGE SPIN\n");
 		return 2;
 	}
 	int queues = atoi(argv[2]);
 	for (int i = 0; i < queues; i++) {
 		workers[i].queue = i;
+		if (!strcmp(argv[1], "spin"))
+			workers[i].spin = atoi(argv[6]);
 		open_worker(&workers[i], atoi(argv[3]), atoi(argv[4]), atoi(argv[5]));
 		errno = pthread_create(&workers[i].thread, NULL, strcmp(argv[1], "simple") ? batched : simple, &workers[i]);
 		if (errno)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,15 +23,36 @@ import (
 // The peers, in the order of the tables.
 const (
 	noQueue      = "no queue"
+	conntrack    = "conntrack only"
 	cBatched     = "C batched"
 	cSimple      = "C simple"
+	cSpin        = "C spinning"
 	goNFQueue    = "go-nfqueue"
 	verdictdLoop = "verdictd loop"
 	verdictd     = "verdictd"
+	verdictdSpin = "verdictd spinning"
+	verdictdOn   = "verdictd offload"
+	verdictdOff  = "verdictd no offload"
 )
 
+// spinTime is how long the spinning peers look for packets before they sleep.
+const spinTime = 50 * time.Microsecond
+
 func allPeers() []string {
-	return []string{noQueue, cBatched, cSimple, goNFQueue, verdictdLoop, verdictd}
+	return []string{noQueue, conntrack, cBatched, cSimple, cSpin, goNFQueue, verdictdLoop, verdictd, verdictdSpin, verdictdOn, verdictdOff}
+}
+
+// sleepers are the peers that sleep as soon as nothing is left to answer.
+func sleepers() []string {
+	return []string{cBatched, cSimple, goNFQueue, verdictdLoop, verdictd}
+}
+
+// isC says whether the peer is part of peer.c.
+func isC(peer string) bool { return slices.Contains([]string{cBatched, cSimple, cSpin}, peer) }
+
+// isDaemon says whether the peer has the whole engine.
+func isDaemon(peer string) bool {
+	return slices.Contains([]string{verdictd, verdictdSpin, verdictdOn, verdictdOff}, peer)
 }
 
 //go:embed peer.c

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+
+	"github.com/verdictd/verdictd/hook"
 )
 
 // row is a peer in a table.
@@ -22,6 +24,7 @@ type measurement struct {
 	rows    []row
 	columns []string
 	key     string // the column that ratios are made of
+	bare    string // label of a second row that all are compared with; "" for none
 	run     func(b *bench, ctx context.Context, r row) (values, error)
 }
 
@@ -29,22 +32,22 @@ type measurement struct {
 func measurements() []measurement {
 	return []measurement{{
 		name: "drain", title: "drain: what a packet costs when there are always more",
-		rows:    plainRows(allPeers()[1:]),
+		rows:    plainRows(sleepers()),
 		columns: []string{colCPU, colRate, colAllocs, colAllocated, colLost, colWaited}, key: colCPU,
 		run: func(b *bench, ctx context.Context, r row) (values, error) {
 			return b.drain(ctx, r.settings(), b.PeerCPU, 1)
 		},
 	}, {
 		name: "flood", title: "flood: packets as fast as one CPU sends them",
-		rows:    plainRows(allPeers()),
+		rows:    plainRows(append([]string{noQueue}, append(sleepers(), cSpin, verdictdSpin)...)),
 		columns: []string{colRate, colCPU, colLost, colSent, colWaited}, key: colRate,
 		run: func(b *bench, ctx context.Context, r row) (values, error) {
 			return b.flood(ctx, r.settings(), b.PeerCPU)
 		},
 	}, {
 		name: "latency", title: "latency: UDP round trip, one in flight, both directions queued",
-		rows:    plainRows(allPeers()),
-		columns: []string{colP50, colP99, colLost}, key: colP50,
+		rows:    plainRows(append([]string{noQueue}, append(sleepers(), cSpin, verdictdSpin)...)),
+		columns: []string{colP50, colP99, colCPU, colLost}, key: colP50,
 		run: func(b *bench, ctx context.Context, r row) (values, error) {
 			return b.latency(ctx, r.settings(), b.PeerCPU)
 		},
@@ -56,9 +59,9 @@ func measurements() []measurement {
 			return b.drain(ctx, r.settings(), -1, manySources)
 		},
 	}, {
-		name: "tcp", title: "tcp: one connection, both directions queued, unsegmented (GSO), not pinned",
-		rows:    plainRows([]string{noQueue, cBatched, verdictd}),
-		columns: []string{colGigabits}, key: colGigabits,
+		name: "tcp", title: "tcp: one connection, both directions, unsegmented (GSO), client and server pinned, peers not",
+		rows:    plainRows([]string{noQueue, conntrack, verdictdOn, cBatched, verdictdOff}),
+		columns: []string{colGigabits, colPerKiB}, key: colGigabits, bare: noQueue,
 		run: func(b *bench, ctx context.Context, r row) (values, error) {
 			return b.tcpRate(ctx, r.settings())
 		},
@@ -68,7 +71,11 @@ func measurements() []measurement {
 func plainRows(peers []string) []row {
 	var rows []row
 	for _, p := range peers {
-		rows = append(rows, row{label: p, peer: p, queues: 1, base: cBatched})
+		r := row{label: p, peer: p, queues: 1, base: cBatched}
+		if p == verdictdSpin {
+			r.base = cSpin
+		}
+		rows = append(rows, r)
 	}
 	return rows
 }
@@ -86,7 +93,16 @@ func scalingRows() []row {
 	return rows
 }
 
-func (r row) settings() settings { return settings{Peer: r.peer, Queues: r.queues} }
+func (r row) settings() settings {
+	s := settings{Peer: r.peer, Queues: r.queues, Offload: r.peer == verdictdOn}
+	if r.peer == verdictdOn || r.peer == verdictdOff {
+		s.Mask = hook.DefaultMask
+	}
+	if r.peer == cSpin || r.peer == verdictdSpin {
+		s.Spin = spinTime
+	}
+	return s
+}
 
 func (s *settings) json() (string, error) {
 	text, err := json.Marshal(s)

@@ -76,11 +76,11 @@ func figures(samples []sample, measurement, label, col string) []float64 {
 	return v
 }
 
-// ratios returns row / base of each round.
-func ratios(samples []sample, m *measurement, r row) []float64 {
+// ratios returns row / base, a label, of each round.
+func ratios(samples []sample, m *measurement, r row, label string) []float64 {
 	base := map[int]float64{}
 	for _, s := range samples {
-		if s.Measurement == m.name && s.label == r.base {
+		if s.Measurement == m.name && s.label == label {
 			base[s.Round] = s.Values[m.key]
 		}
 	}
@@ -104,10 +104,8 @@ func writeTables(w io.Writer, mach *machine, o *options, ms []measurement, sampl
 	fmt.Fprintf(&b, ", load %s\n", mach.Load)
 	fmt.Fprintf(&b, "%d rounds; %d × %d packets drained, %d flooded, %d round trips; %s; %d bytes copied of each packet\n",
 		o.Rounds, o.Cycles, o.Packets, o.Flood, o.RoundTrips, o.pinning(), o.CopyRange)
-	fmt.Fprintf(&b, "median (least–most) of the rounds; ×C: median of the ratios to C batched in the same round;\nwaited: how long its threads waited for a CPU; much of it means a disturbed figure\n")
-	if left != "" {
-		fmt.Fprintf(&b, "left out: %s: %s\n", strings.Join([]string{cBatched, cSimple}, ", "), left)
-	}
+	fmt.Fprintf(&b, "median (least–most) of the rounds; ×C, ×none: median of the ratios to C batched (of\nthose that spin: to C spinning) and to no queue in the same round;\nwaited: how long its threads waited for a CPU; much of it means a disturbed figure\n")
+	b.WriteString(left)
 	for i := range ms {
 		fmt.Fprintf(&b, "\n%s\n", ms[i].title)
 		writeGrid(&b, grid(&ms[i], samples))
@@ -130,6 +128,9 @@ func grid(m *measurement, samples []sample) [][]string {
 		heading = append(heading, col)
 		if col == m.key {
 			heading = append(heading, "×C")
+			if m.bare != "" {
+				heading = append(heading, "×none")
+			}
 		}
 	}
 	cells := [][]string{heading}
@@ -138,12 +139,19 @@ func grid(m *measurement, samples []sample) [][]string {
 		for _, col := range m.columns {
 			line = append(line, cell(figures(samples, m.name, r.label, col), func(s spread) string { return s.format(col) }))
 			if col == m.key {
-				line = append(line, cell(ratios(samples, m, r), func(s spread) string { return fmt.Sprintf("%.2f", s.median) }))
+				line = append(line, ratio(samples, m, r, r.base))
+				if m.bare != "" {
+					line = append(line, ratio(samples, m, r, m.bare))
+				}
 			}
 		}
 		cells = append(cells, line)
 	}
 	return cells
+}
+
+func ratio(samples []sample, m *measurement, r row, label string) string {
+	return cell(ratios(samples, m, r, label), func(s spread) string { return fmt.Sprintf("%.2f", s.median) })
 }
 
 func cell(v []float64, format func(spread) string) string {

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -32,11 +35,12 @@ type testbed struct {
 	sink                   int   // socket at sinkPort that counts and discards
 	senders                []int // sockets connected to it, one for each source
 	senderCPU              int   // where traffic is made; -1 for anywhere
+	receiverCPU            int   // where TCP's server runs; the same
 }
 
 // newTestbed makes everything but the rules.
-func newTestbed(senderCPU int) (*testbed, error) {
-	t := &testbed{serverAddr: netip.MustParseAddr("10.99.2.2"), sink: -1, senderCPU: senderCPU}
+func newTestbed(senderCPU, receiverCPU int) (*testbed, error) {
+	t := &testbed{serverAddr: netip.MustParseAddr("10.99.2.2"), sink: -1, senderCPU: senderCPU, receiverCPU: receiverCPU}
 	for _, ns := range []struct {
 		name string
 		slot **lab.Namespace
@@ -94,18 +98,22 @@ func (t *testbed) wire() error {
 	)
 }
 
-// queue makes the router queue what it forwards, over the given number of
-// queues, by the ruleset that verdictd itself installs. No packet may come
-// before the queues are bound.
-func (t *testbed) queue(queues int) error {
-	if t.rules != nil && int(t.rules.Config().QueueLast) == queues-1 {
-		return nil
+// queue makes the router queue what it forwards, over so many queues and with
+// such marks as s says, by the ruleset that verdictd itself installs. No packet
+// may come before the queues are bound.
+func (t *testbed) queue(s *settings) error {
+	if t.rules != nil {
+		c := t.rules.Config()
+		if int(c.QueueLast) == s.Queues-1 && c.Mask == s.Mask && c.Offload == s.Offload {
+			return nil
+		}
 	}
 	if err := t.unqueue(); err != nil {
 		return err
 	}
 	rules, err := hook.Install(hook.Config{
-		Hooks: []hook.Hook{hook.Forward}, QueueLast: uint16(queues - 1), NetNS: t.router.FD(),
+		Hooks: []hook.Hook{hook.Forward}, QueueLast: uint16(s.Queues - 1), NetNS: t.router.FD(),
+		Mask: s.Mask, Offload: s.Offload,
 	})
 	if err != nil {
 		return err
@@ -122,6 +130,39 @@ func (t *testbed) unqueue() error {
 	err := t.rules.Close()
 	t.rules = nil
 	return err
+}
+
+// tracked is a table at the hook that queue uses, which makes the kernel track
+// connections and does no more.
+const tracked = `table inet bench {
+	chain forward {
+		type filter hook forward priority 10
+		ct state invalid counter
+	}
+}
+`
+
+// track has forwarded packets tracked in place of queued.
+func (t *testbed) track(ctx context.Context) error {
+	return errors.Join(t.unqueue(), t.nft(ctx, tracked))
+}
+
+// untrack ends what track began.
+func (t *testbed) untrack(ctx context.Context) error { return t.nft(ctx, "delete table inet bench\n") }
+
+// nft runs nft in the router with commands.
+func (t *testbed) nft(ctx context.Context, commands string) error {
+	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(commands)
+	var out []byte
+	err := t.router.Do(func() (err error) {
+		out, err = cmd.CombinedOutput()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("run nft: %w: %s", err, out)
+	}
+	return nil
 }
 
 // backlog returns how many packets wait in the router's queues, and how many

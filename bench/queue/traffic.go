@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -206,76 +204,6 @@ func roundTrip(fd int, number uint32) (time.Duration, error) {
 		}
 		if binary.BigEndian.Uint32(buf[:]) == number {
 			return time.Since(start), nil
-		}
-	}
-}
-
-// tcp sends over one connection for that long and returns what arrived, in
-// bits per second.
-func (t *testbed) tcp(ctx context.Context, length time.Duration) (float64, error) {
-	ctx, cancel := context.WithTimeout(ctx, length+10*time.Second)
-	defer cancel()
-	at := netip.AddrPortFrom(t.serverAddr, tcpPort).String()
-	var listener net.Listener
-	err := t.server.Do(func() (err error) {
-		var lc net.ListenConfig
-		lc.SetMultipathTCP(false)
-		listener, err = lc.Listen(ctx, "tcp4", at)
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	defer context.AfterFunc(ctx, func() { listener.Close() })()
-	defer listener.Close()
-	var wg sync.WaitGroup
-	var sendErr error
-	wg.Go(func() { sendErr = t.tcpSend(ctx, at, length) })
-	rate, err := tcpReceive(ctx, listener)
-	cancel()
-	wg.Wait()
-	return rate, errors.Join(err, sendErr)
-}
-
-const tcpChunk = 256 << 10 // bytes per read and write
-
-func (t *testbed) tcpSend(ctx context.Context, to string, length time.Duration) error {
-	return t.client.Do(func() error {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "tcp4", to)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		defer context.AfterFunc(ctx, func() { conn.Close() })()
-		chunk := make([]byte, tcpChunk)
-		for end := time.Now().Add(length); time.Now().Before(end); {
-			if _, err := conn.Write(chunk); err != nil {
-				return fmt.Errorf("send over TCP: %w", err)
-			}
-		}
-		return nil
-	})
-}
-
-func tcpReceive(ctx context.Context, listener net.Listener) (float64, error) {
-	conn, err := listener.Accept()
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	chunk := make([]byte, tcpChunk)
-	var total int
-	start := time.Now()
-	for {
-		n, err := conn.Read(chunk)
-		total += n
-		if errors.Is(err, io.EOF) {
-			return 8 * float64(total) / time.Since(start).Seconds(), nil
-		}
-		if err != nil {
-			return 0, fmt.Errorf("receive over TCP: %w", err)
 		}
 	}
 }

@@ -134,7 +134,7 @@ func (d *daemon) open(ctx context.Context) error {
 	for _, num := range d.Queues {
 		q, err := d.openQueue(queue.Config{
 			Num: num, MaxLen: uint32(d.QueueLength), CopyRange: uint32(d.CopyRange), FailOpen: d.failOpen, NetNS: d.netns,
-			Drain: d.drain(),
+			Drain: d.drain(), Spin: d.spin,
 		})
 		if err != nil {
 			return err

@@ -28,7 +28,7 @@ func TestLabOwnerRecordsStay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			setup(t, labtest.GCC)
-			lan, b := labtest.Pair(t), newBurst(t)
+			lan, b := labtest.Pair(t), newSenders(t)
 			old := b.serve(lan.Client, 4, 20000)
 			u := startUpgradable(t, lan.Client, acceptAll, "--hook", "input")
 			later := b.serve(lan.Client, 4, 20004)
@@ -60,7 +60,7 @@ func TestLabOwnerRecordsStay(t *testing.T) {
 // lets through what it names and nothing else.
 func TestLabOwnerPolicy(t *testing.T) {
 	setup(t, labtest.GCC)
-	lan, b := labtest.Pair(t), newBurst(t)
+	lan, b := labtest.Pair(t), newSenders(t)
 	group := newCgroup(t)
 	plain, renamed := filepath.Join(b.dir, "plain"), filepath.Join(b.dir, "renamed")
 	d := startDaemon(t, lan.Client, fmt.Sprintf(`package verdictd

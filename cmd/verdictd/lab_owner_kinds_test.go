@@ -40,7 +40,7 @@ func (d *daemon) next(seen int, proto string, keep func(*owned) bool) *owned {
 }
 
 // buildKinds builds the program that sends by every kind of socket, twice.
-func (b *burst) buildKinds() {
+func (b *senders) buildKinds() {
 	b.t.Helper()
 	for _, name := range []string{"kinds", "kinds-other"} {
 		out, err := exec.Command("gcc", "-O2", "-static", "-o", filepath.Join(b.dir, name), "testdata/owner/kinds.c").CombinedOutput()
@@ -51,7 +51,7 @@ func (b *burst) buildKinds() {
 }
 
 // kind sends by one kind of socket to a port of the server and says who did.
-func (b *burst) kind(ns *lab.Namespace, kind string, port uint16) (pid uint32, exe string) {
+func (b *senders) kind(ns *lab.Namespace, kind string, port uint16) (pid uint32, exe string) {
 	b.t.Helper()
 	cmd := exec.Command(filepath.Join(b.dir, "kinds"), kind, "10.99.0.2", "fd99::2", fmt.Sprint(port))
 	var stderr strings.Builder
@@ -71,7 +71,7 @@ func (b *burst) kind(ns *lab.Namespace, kind string, port uint16) (pid uint32, e
 // ends at once.
 func TestLabOwnerKinds(t *testing.T) {
 	setup(t, labtest.GCC)
-	lan, b := labtest.Pair(t), newBurst(t)
+	lan, b := labtest.Pair(t), newSenders(t)
 	b.buildKinds()
 	if err := lan.Client.Sysctl("net/ipv4/ping_group_range", "0 2147483647"); err != nil {
 		t.Fatal(err)
@@ -99,7 +99,7 @@ func TestLabOwnerKinds(t *testing.T) {
 // process provokes it.
 func TestLabOwnerKernel(t *testing.T) {
 	setup(t, labtest.GCC)
-	lan, b := labtest.Pair(t), newBurst(t)
+	lan, b := labtest.Pair(t), newSenders(t)
 	d := startDaemon(t, lan.Client, acceptAll, "--hook", "output")
 	seen := len(d.Stdout())
 	b.run(lan.Server, 4, 20000, "10.99.0.1", "fd99::1", "") // nobody listens there
@@ -116,7 +116,7 @@ func TestLabOwnerAccepted(t *testing.T) {
 	for _, mode := range []string{"auto", "proc"} {
 		t.Run(mode, func(t *testing.T) {
 			setup(t, labtest.GCC)
-			lan, b := labtest.Pair(t), newBurst(t)
+			lan, b := labtest.Pair(t), newSenders(t)
 			old := b.serve(lan.Client, 4, 20000)
 			d := startDaemon(t, lan.Client, acceptAll, "--hook", "output", "--attribution", mode)
 			later := b.serve(lan.Client, 4, 20004)

@@ -15,8 +15,8 @@ import (
 	"github.com/verdictd/verdictd/internal/lab/labtest"
 )
 
-// burst is a set of programs that send one packet each, and where they are.
-type burst struct {
+// senders is a set of programs that send one packet each, and where they are.
+type senders struct {
 	t   *testing.T
 	dir string
 }
@@ -28,8 +28,8 @@ type sent struct {
 	exe      string
 }
 
-// newBurst builds the programs, in a directory that every user may enter.
-func newBurst(t *testing.T) *burst {
+// newSenders builds the programs, in a directory that every user may enter.
+func newSenders(t *testing.T) *senders {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "verdictd-burst-")
 	if err != nil {
@@ -45,13 +45,13 @@ func newBurst(t *testing.T) *burst {
 			t.Fatalf("build burst.c: %v: %s", err, out)
 		}
 	}
-	return &burst{t, dir}
+	return &senders{t, dir}
 }
 
 // run sends count packets from the namespace to addresses of another one, and
 // returns the truth. cgroup, if not empty, is the directory of a control group
 // that the programs run in.
-func (b *burst) run(ns *lab.Namespace, count int, firstPort uint16, to4, to6, cgroup string) []sent {
+func (b *senders) run(ns *lab.Namespace, count int, firstPort uint16, to4, to6, cgroup string) []sent {
 	b.t.Helper()
 	script := `exec "$0" "$@"`
 	if cgroup != "" {
@@ -70,7 +70,7 @@ func (b *burst) run(ns *lab.Namespace, count int, firstPort uint16, to4, to6, cg
 	return all
 }
 
-func (b *burst) truth(text string) (all []sent) {
+func (b *senders) truth(text string) (all []sent) {
 	b.t.Helper()
 	for line := range strings.Lines(text) {
 		var s sent
@@ -83,7 +83,7 @@ func (b *burst) truth(text string) (all []sent) {
 }
 
 // serve starts programs that listen in the namespace, until the test ends.
-func (b *burst) serve(ns *lab.Namespace, count int, firstPort uint16) []sent {
+func (b *senders) serve(ns *lab.Namespace, count int, firstPort uint16) []sent {
 	b.t.Helper()
 	cmd := exec.Command(filepath.Join(b.dir, "plain"), "serve", fmt.Sprint(count), fmt.Sprint(firstPort), b.dir)
 	in, err := cmd.StdinPipe()
@@ -234,7 +234,7 @@ func TestLabOwnerOneShot(t *testing.T) {
 	}{{"auto", 10_000, 0.999}, {"proc", 2_000, 0}} {
 		t.Run(tt.mode, func(t *testing.T) {
 			setup(t, labtest.GCC)
-			lan, b := labtest.Pair(t), newBurst(t)
+			lan, b := labtest.Pair(t), newSenders(t)
 			d := startDaemon(t, lan.Client, acceptAll, "--hook", "output", "--attribution", tt.mode, "--queue-length", "60000")
 			group := newCgroup(t)
 			truth := b.run(lan.Client, tt.count/2, 20000, "10.99.0.2", "fd99::2", "")
@@ -257,7 +257,7 @@ func TestLabOwnerInput(t *testing.T) {
 	for _, mode := range []string{"auto", "proc"} {
 		t.Run(mode, func(t *testing.T) {
 			setup(t, labtest.GCC)
-			lan, b := labtest.Pair(t), newBurst(t)
+			lan, b := labtest.Pair(t), newSenders(t)
 			truth := b.serve(lan.Client, servers/2, 20000)
 			d := startDaemon(t, lan.Client, acceptAll, "--hook", "input", "--attribution", mode)
 			truth = append(truth, b.serve(lan.Client, servers/2, 20000+servers/2)...)
@@ -283,7 +283,7 @@ func TestLabOwnerInput(t *testing.T) {
 func TestLabOwnerForward(t *testing.T) {
 	const count = 2000
 	setup(t, labtest.GCC)
-	lan, b := labtest.Router(t), newBurst(t)
+	lan, b := labtest.Router(t), newSenders(t)
 	d := startDaemon(t, lan.Router, acceptAll, "--hook", "forward", "--queue-length", "60000")
 	group := newCgroup(t)
 	truth := b.run(lan.Client, count, 20000, server4, server6, group)

@@ -57,7 +57,7 @@ func sockets(t *testing.T, ns *lab.Namespace, args ...string) map[uint16]listed 
 // compares process and verdict with what is true; then asks another policy.
 func TestLabSockets(t *testing.T) {
 	setup(t, labtest.GCC)
-	lan, b := labtest.Pair(t), newBurst(t)
+	lan, b := labtest.Pair(t), newSenders(t)
 	truth := b.serve(lan.Client, 16, 20000)
 	plain := filepath.Join(b.dir, "plain")
 	control := filepath.Join(t.TempDir(), "control")

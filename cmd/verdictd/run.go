@@ -20,6 +20,7 @@ import (
 	"github.com/verdictd/verdictd/internal/handover"
 	"github.com/verdictd/verdictd/policy"
 	"github.com/verdictd/verdictd/process/attribution"
+	"github.com/verdictd/verdictd/queue"
 )
 
 const runText = `run binds one or more netfilter queues and judges every packet that the kernel
@@ -47,6 +48,13 @@ SIGUSR2, SIGINT and SIGTERM on. It gives up when nine workers have died in a
 row, none of which judged for 10 s: then --fail decides. It does not help
 against a worker that hangs. Under systemd the descriptor store does the same
 without a keeper.
+
+An idle queue costs nothing, and waking up for the next packet takes time. With
+--spin 50us verdictd goes on looking for that long after each packet before it
+sleeps: what follows at once, such as the next step of a conversation, is
+answered about twice as fast. It costs CPU time, up to the time given for each
+packet: a whole CPU per queue at 20,000 packets/s. An idle queue still costs
+nothing. Use it where latency counts and CPUs are to spare.
 
 Packets that cannot be judged (malformed, or the policy fails) are dropped with
 --fail closed and pass with --fail open; the same holds, with --hook, for packets
@@ -126,6 +134,7 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.IntVar(&c.CopyRange, "copy-range", c.CopyRange, "bytes of each packet that the kernel copies (default 256)")
 	flags.StringVar(&c.Attribution, "attribution", c.Attribution, "auto, proc or off: how the process that owns a socket is found (default auto: recorded in the kernel by BPF where it can be; proc asks /proc afterwards)")
 	flags.StringVar(&c.RecordPin, "record-pin", c.RecordPin, "`PATH` in a BPF file system where rules of your own find the program that records who sends (see hook print-iptables --record-pin)")
+	flags.StringVar(&c.Spin, "spin", c.Spin, "`TIME` to look for more packets before sleeping, such as 50us: answers sooner, takes CPU time (default 0: sleep at once)")
 	flags.StringVar(&c.Engine, "engine", c.Engine, "compiled or topdown: what evaluates the policy (default compiled; topdown is OPA's own)")
 	flags.StringVar(&c.PolicyBudget, "policy-budget", c.PolicyBudget, "`TIME` that one decision may take (default 50ms)")
 	bindBundleFlags(flags, &c.Bundle)
@@ -177,6 +186,7 @@ type settings struct {
 	failOpen bool
 	budget   time.Duration
 
+	spin      time.Duration // of queue.Config
 	evaluator policy.Engine
 	bundle    policy.Bundle
 	ruleset   *hook.Config // nil: the user keeps the rules
@@ -228,11 +238,10 @@ func newSettings(c config.Config) (settings, error) {
 	if onServer(s.Policy) && s.Bundle.LastGood != "none" {
 		s.bundle.Keep = cmp.Or(s.Bundle.LastGood, defaultLastGood)
 	}
-	if err := s.checkObserver(); err != nil {
-		return s, err
-	}
-	if err := checkRanges(&s.Config); err != nil {
-		return s, err
+	for _, check := range []func() error{s.checkObserver, s.checkSpin, s.checkRanges} {
+		if err := check(); err != nil {
+			return s, err
+		}
 	}
 	if s.Hook == "" {
 		const needsHook = "goes with --hook only (it changes the rules that --hook installs)"
@@ -275,7 +284,19 @@ func (s *settings) checkObserver() (err error) {
 	return nil
 }
 
-func checkRanges(c *config.Config) error {
+// checkSpin reads how long queues are looked at before their goroutines sleep.
+func (s *settings) checkSpin() (err error) {
+	if s.Spin == "" {
+		return nil
+	}
+	if s.spin, err = time.ParseDuration(s.Spin); err != nil || s.spin < 0 || s.spin > queue.MaxSpin {
+		return settingErrorf("spin", "want a time up to %v such as 50us, or 0 for none, got %q", queue.MaxSpin, s.Spin)
+	}
+	return nil
+}
+
+func (s *settings) checkRanges() error {
+	c := &s.Config
 	if c.Log.File == "" {
 		c.Log.File = "-"
 	}

@@ -147,7 +147,7 @@ func (c *Conn) setOptions(rcv int) error {
 // recvmmsg(2). ENOBUFS is not an error: the kernel lost messages, counted in
 // Stats.Overruns, and the batch may be empty.
 func (c *Conn) Recv() error {
-	if c.unread() {
+	if c.Pending() {
 		return nil
 	}
 	if err := c.raw.Read(c.read); err != nil {
@@ -159,7 +159,7 @@ func (c *Conn) Recv() error {
 // TryRecv is Recv without waiting and without regard to the deadline: the
 // batch is empty if nothing is there.
 func (c *Conn) TryRecv() error {
-	if c.unread() {
+	if c.Pending() {
 		return nil
 	}
 	if err := c.raw.Control(c.poll); err != nil {
@@ -168,7 +168,8 @@ func (c *Conn) TryRecv() error {
 	return c.received()
 }
 
-func (c *Conn) unread() bool { return len(c.early) > 0 || len(c.cur.b) > 0 || c.next < c.n }
+// Pending says whether Next has messages left: whether TryRecv found any.
+func (c *Conn) Pending() bool { return len(c.early) > 0 || len(c.cur.b) > 0 || c.next < c.n }
 
 // recvmmsg reads a batch. It returns false if there is nothing to read yet.
 //

@@ -178,13 +178,13 @@ func TestSift(t *testing.T) {
 	if !found || !errors.Is(err, unix.EBUSY) {
 		t.Errorf("got %v, %v, want EBUSY", found, err)
 	}
-	if !c.unread() {
+	if !c.Pending() {
 		t.Errorf("Recv would overwrite what is kept")
 	}
 	if diff := cmp.Diff([]uint32{2, 3, 4, 5, 6, 7, 8}, marks(c)); diff != "" {
 		t.Errorf("marks (-want +got):\n%s", diff)
 	}
-	if c.unread() {
+	if c.Pending() {
 		t.Errorf("something is left")
 	}
 }

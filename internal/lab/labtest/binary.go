@@ -43,7 +43,7 @@ func Binary(t testing.TB) string {
 func Build(t testing.TB, pkg string) string {
 	t.Helper()
 	args := []string{"run", "-exec", "echo"}
-	if underRace() {
+	if UnderRace() {
 		args = append(args, "-race")
 	}
 	// `go run` names the executable in the cache, but the run that links it
@@ -67,8 +67,8 @@ func Build(t testing.TB, pkg string) string {
 	return ""
 }
 
-// underRace tells whether the test binary was built with the race detector.
-func underRace() bool {
+// UnderRace tells whether the test binary was built with the race detector.
+func UnderRace() bool {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return false
