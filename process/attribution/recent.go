@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 
 	"github.com/verdictd/verdictd/internal/nfnl"
@@ -80,20 +82,48 @@ func (r *Resolver) followProcesses(ctx context.Context) error {
 // young returns the process that holds the socket, if it is one of the youngest
 // and its parent does not hold it too.
 func (a *Attributor) young(s *sockdiag.Socket) (h holder, ok bool) {
-	a.r.recent.each(func(pid, parent uint32) bool {
+	each := a.r.recent.each
+	if a.r.noConnector.Load() != nil {
+		each = a.r.latest
+	}
+	each(func(pid, parent uint32) bool {
 		if _, holds := a.r.fs.HoldersOf([]uint32{pid}, s.Inode); !holds {
 			return true
 		}
-		if parent != 0 {
-			if _, both := a.r.fs.HoldersOf([]uint32{parent}, s.Inode); both {
-				return false
-			}
+		p, err := a.r.fs.Process(pid)
+		if err != nil {
+			return false
 		}
-		start, err := a.r.fs.StartBoot(pid)
-		h, ok = holder{pid: pid, start: start}, err == nil
+		if parent == 0 && len(p.Parents) > 0 {
+			parent = p.Parents[0].PID
+		}
+		if _, both := a.r.fs.HoldersOf([]uint32{parent}, s.Inode); both {
+			return false
+		}
+		h, ok = holder{pid: pid, start: a.r.bootTime(p.Start)}, true
 		return false
 	})
 	return h, ok
+}
+
+// latest gives the processes with the numbers that the kernel gave last. It serves
+// where the kernel does not tell which processes begin; the numbers of threads are
+// among them.
+func (r *Resolver) latest(yield func(pid, parent uint32) bool) {
+	text, err := os.ReadFile("/proc/loadavg") // 0.20 0.18 0.12 1/80 11206: the last is that number
+	if err != nil {
+		return
+	}
+	fields := strings.Fields(string(text))
+	last, err := strconv.ParseUint(fields[len(fields)-1], 10, 32)
+	if err != nil {
+		return
+	}
+	for pid := uint32(last); pid > 0 && uint32(last)-pid < 2*youngest; pid-- {
+		if !yield(pid, 0) {
+			return
+		}
+	}
 }
 
 // openConnector listens to what the kernel tells of processes. It tells it only in
