@@ -32,6 +32,8 @@ type status struct {
 	Judged  judgedStatus  `json:"judged"`
 	Flows   flowStatus    `json:"flows"`
 	Audit   auditStatus   `json:"audit"`
+
+	Attribution attributionStatus `json:"attribution"`
 }
 
 type policyStatus struct {
@@ -225,6 +227,7 @@ func (d *daemon) status() (*status, error) {
 			Events: audit.Events, Lost: audit.Lost, Unwritten: audit.Unwritten, WriteErrors: audit.WriteErrors, Rotations: audit.Rotations,
 		},
 	}
+	st.Attribution = d.attributionStatus()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	snapshot, _ := d.engine.Snapshot()
