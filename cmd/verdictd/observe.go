@@ -100,7 +100,7 @@ type observer struct {
 	policy   *policy.Policy // in use
 	loaded   time.Time
 	overruns uint64        // of earlier policies
-	ruleset  *hook.Ruleset // whose counter says what passed by the queue; nil: none
+	ruleset  *hook.Ruleset // in the kernel; nil: none of ours
 }
 
 // openObserver opens what others may ask by.
@@ -182,7 +182,7 @@ func (d *daemon) obey(ctx context.Context, command string) (any, error) {
 	return nil, fmt.Errorf("unknown command %q: want %s or %s", command, commandStatus, commandReload)
 }
 
-// follow notes the rules whose counter says what passed by the queue.
+// follow notes the rules that are in the kernel.
 func (o *observer) follow(r *hook.Ruleset) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -199,7 +199,7 @@ func (o *observer) passedBy() uint64 {
 	}
 	packets, _, err := r.Offloaded()
 	if err != nil {
-		return 0 // the rules are gone for the moment, and their counter with them
+		return 0 // without marks, or the rules are gone for the moment: there is no counter
 	}
 	return packets
 }

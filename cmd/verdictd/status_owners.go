@@ -11,8 +11,8 @@ import (
 // attributionStatus says how a daemon finds owners of sockets, and how often.
 type attributionStatus struct {
 	attribution.Report
-	// Rule: its rules note who sends before a packet is queued; else RuleReason
-	// says why not.
+	// Rule: the rules note who sends before a packet is queued; else RuleReason
+	// says why not. Rules of the user's are known to do so once they have.
 	Rule       bool   `json:"rule"`
 	RuleReason string `json:"rule_reason,omitempty"`
 }
@@ -31,6 +31,9 @@ func (d *daemon) attributionStatus() attributionStatus {
 	r := d.observer.ruleset
 	d.observer.mu.Unlock()
 	if r == nil {
+		if st.Rule = st.Sources[process.BPFFlow.String()] > 0; st.Rule {
+			return st
+		}
 		st.RuleReason = "the rules are the user's, and not known (verdictd hook print-iptables --record-pin prints the one that is needed)"
 		return st
 	}
