@@ -286,9 +286,7 @@ func (d *daemon) announce() error {
 	d.checkRecording()
 	if ruleset != nil {
 		d.observer.book.SetRules(d.queued)
-		if d.offloads {
-			d.observer.follow(ruleset)
-		}
+		d.observer.follow(ruleset)
 	}
 	d.settle()
 	source := d.source().String()

@@ -113,7 +113,7 @@ Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 	root.AddCommand(
 		newRunCommand(e), newUpgradeCommand(e), newStatusCommand(e), newSocketsCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
 		newSchemaCommand(e), newRulesCommand(e), newEvalCommand(e), newWhyCommand(e),
-		newHookCommand(e), newDemoCommand(e), newManCommand(e),
+		newHookCommand(e), newDoctorCommand(e), newDemoCommand(e), newManCommand(e),
 	)
 	strictCompletion(root)
 	return root

@@ -19,6 +19,10 @@ type number struct {
 
 // numbers are recorded and served. Their names do not change.
 func numbers() []number {
+	return append(ownNumbers(), attributionNumbers()...)
+}
+
+func ownNumbers() []number {
 	return []number{
 		{"policy_generation", true, "generation of the policy in use", func(s *status) uint64 { return s.Policy.Generation }},
 		{"policy_evaluations", false, "evaluations of the policy", func(s *status) uint64 { return s.Policy.Evaluations }},

@@ -32,6 +32,8 @@ type status struct {
 	Judged  judgedStatus  `json:"judged"`
 	Flows   flowStatus    `json:"flows"`
 	Audit   auditStatus   `json:"audit"`
+
+	Attribution attributionStatus `json:"attribution"`
 }
 
 type policyStatus struct {
@@ -98,7 +100,7 @@ type observer struct {
 	policy   *policy.Policy // in use
 	loaded   time.Time
 	overruns uint64        // of earlier policies
-	ruleset  *hook.Ruleset // whose counter says what passed by the queue; nil: none
+	ruleset  *hook.Ruleset // in the kernel; nil: none of ours
 }
 
 // openObserver opens what others may ask by.
@@ -183,7 +185,7 @@ func (d *daemon) obey(ctx context.Context, command string) (any, error) {
 	return nil, fmt.Errorf("unknown command %q: want %s, %s or %s", command, commandStatus, commandSockets, commandReload)
 }
 
-// follow notes the rules whose counter says what passed by the queue.
+// follow notes the rules that are in the kernel.
 func (o *observer) follow(r *hook.Ruleset) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -200,7 +202,7 @@ func (o *observer) passedBy() uint64 {
 	}
 	packets, _, err := r.Offloaded()
 	if err != nil {
-		return 0 // the rules are gone for the moment, and their counter with them
+		return 0 // without marks, or the rules are gone for the moment: there is no counter
 	}
 	return packets
 }
@@ -228,6 +230,7 @@ func (d *daemon) status() (*status, error) {
 			Events: audit.Events, Lost: audit.Lost, Unwritten: audit.Unwritten, WriteErrors: audit.WriteErrors, Rotations: audit.Rotations,
 		},
 	}
+	st.Attribution = d.attributionStatus()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	snapshot, _ := d.engine.Snapshot()

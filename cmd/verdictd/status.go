@@ -146,6 +146,7 @@ func (st *status) write(w io.Writer, now time.Time) error {
 		st.Judged.Known, st.Judged.Established, st.Judged.Related, st.Judged.Malformed, st.Judged.WouldDrop)
 	fmt.Fprintf(&b, "audit log  %d events, %d lost, %d unwritten, %d write errors\n",
 		st.Audit.Events, st.Audit.Lost, st.Audit.Unwritten, st.Audit.WriteErrors)
+	b.WriteString(st.Attribution.text())
 	_, err := io.WriteString(w, b.String())
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/verdictd/verdictd/ledger"
+	"github.com/verdictd/verdictd/process/attribution"
 )
 
 // sampleStatus is a status with something in every place.
@@ -41,6 +42,12 @@ func sampleStatus() *status {
 		Judged: judgedStatus{Known: 900, Established: 30, Related: 2, Malformed: 1, WouldDrop: 12},
 		Flows:  flowStatus{Now: 40, Limit: 131072, New: 60, Evicted: 3, NoRoom: 1, Offloaded: 8, OffloadedPackets: 9000},
 		Audit:  auditStatus{Events: 123, Lost: 4, Unwritten: 6, WriteErrors: 2, Rotations: 1},
+		Attribution: attributionStatus{RuleReason: "the kernel has no bpf match", Report: attribution.Report{
+			Mode: "auto", Recording: true, SockDiag: true, Searches: 2, Failed: 1, Unhashed: 4, Unrecorded: 3,
+			Programs: []attribution.Program{{Name: "exec", Reason: "no BTF"}, {Name: "flow", Attached: true}},
+			Missing:  []string{"start times of processes: no BTF"},
+			Sources:  map[string]uint64{"unknown": 5, "kernel": 6, "uid-only": 7, "diag": 8, "bpf-cookie": 9, "bpf-flow": 10},
+		}},
 	}
 }
 
