@@ -137,7 +137,7 @@ func TestLabYoungProcess(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d known without a search", known, programs)
-	if known < programs*8/10 {
+	if known < programs/2 { // others may start processes too
 		t.Errorf("%d of %d known without a search", known, programs)
 	}
 }

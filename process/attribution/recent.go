@@ -18,7 +18,7 @@ import (
 // that of a process that has just begun. So the youngest are looked at while its
 // first packet waits.
 const (
-	youngest  = 4  // that are looked at, some 50 microseconds each
+	youngest  = 8  // that are looked at, some 50 microseconds each
 	keptYoung = 64 // that are remembered
 )
 
