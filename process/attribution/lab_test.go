@@ -137,8 +137,8 @@ func TestLabYoungProcess(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d known without a search", known, programs)
-	if known < programs/2 { // others may start processes too
-		t.Errorf("%d of %d known without a search", known, programs)
+	if known == 0 { // not all: on a busy machine others start processes too
+		t.Error("none of them is known without a search")
 	}
 }
 
