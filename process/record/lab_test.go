@@ -128,6 +128,7 @@ type command struct {
 	attr   *unix.SysProcAttr
 	args   []string
 	dir    string
+	stdin  *os.File
 }
 
 // run runs a helper to its end and returns the process id it printed last.
@@ -161,6 +162,9 @@ func (c command) try(ctx context.Context) (pid uint32, err error) {
 		}
 		defer dir.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	}
+	if c.stdin != nil {
+		cmd.Stdin = c.stdin
 	}
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
