@@ -21,6 +21,12 @@ import (
 // helperEnv makes the test binary one of the programs below instead of a test.
 const helperEnv = "RECORD_TEST_HELPER"
 
+// environment is that of a helper. The race detector would wait a second at its
+// end.
+func environment(words string) []string {
+	return []string{helperEnv + "=" + words, "GORACE=atexit_sleep_ms=0"}
+}
+
 func TestMain(m *testing.M) {
 	words := strings.Fields(os.Getenv(helperEnv))
 	if len(words) == 0 {
@@ -36,11 +42,11 @@ func TestMain(m *testing.M) {
 // Words: what to do, where to send to, and which local port to use (0: any).
 func helper(what string, words []string) error {
 	if what == "exec" { // exec again, as the file words[0], with the rest as helper
-		return syscall.Exec(words[0], []string{words[0], "second"}, []string{helperEnv + "=" + strings.Join(words[1:], " ")})
+		return syscall.Exec(words[0], []string{words[0], "second"}, environment(strings.Join(words[1:], " ")))
 	}
 	if what == "fork" {
 		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = []string{helperEnv + "=" + strings.Join(words, " ")}
+		cmd.Env = environment(strings.Join(words, " "))
 		out, err := cmd.CombinedOutput()
 		fmt.Print(string(out))
 		return err

@@ -15,8 +15,11 @@ import (
 // needs names what is missing when the kernel refuses.
 func needs(err error) string {
 	switch {
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return " (needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN)"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL):
+		// EINVAL: a helper that only some may call is unknown to others.
+		if missing := lacking(); len(missing) > 0 {
+			return " (needs " + strings.Join(missing, ", ") + ")"
+		}
 	case errors.Is(err, unix.EBADF):
 		return " (needs a directory of cgroup version 2)"
 	case errors.Is(err, unix.ENOSYS):
@@ -25,6 +28,29 @@ func needs(err error) string {
 		return " (needs memory: configure fewer entries)"
 	}
 	return ""
+}
+
+// lacking returns the capabilities that the calling thread needs and lacks, or
+// those it needs if they are not known.
+func lacking() []string {
+	var sets [2]unix.CapUserData
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	err := unix.Capget(&header, &sets[0])
+	has := func(capability int) bool {
+		return err == nil && sets[capability/32].Effective&(1<<(capability%32)) != 0
+	}
+	var missing []string
+	for _, c := range []struct {
+		number int
+		name   string
+	}{
+		{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_PERFMON, "CAP_PERFMON"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"},
+	} {
+		if !has(c.number) && !has(unix.CAP_SYS_ADMIN) {
+			missing = append(missing, c.name)
+		}
+	}
+	return missing
 }
 
 // isThere says that a map has the key already.

@@ -67,7 +67,7 @@ func talk(t *testing.T, ns *lab.Namespace, extra []*os.File, words string) *talk
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 4*settle)
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Env = []string{helperEnv + "=" + words}
+	cmd.Env = environment(words)
 	cmd.Stdin, cmd.Stderr, cmd.ExtraFiles = in, os.Stderr, extra
 	answers, err := cmd.StdoutPipe()
 	if err != nil {

@@ -73,24 +73,25 @@ func mountNS(t *testing.T, path string) uint32 {
 	return uint32(st.Ino)
 }
 
+// runs checks that a process runs the file of a path in our mount namespace.
+func runs(t *testing.T, p record.Process, path string) {
+	t.Helper()
+	if p.Path != path || p.PathCut || p.Nlink0 || p.MountNS != mountNS(t, "/proc/self/ns/mnt") {
+		t.Errorf("got %+v, want path %s", p, path)
+	}
+	isFile(t, p, path)
+	if p.Exec == 0 || p.ParentPID == 0 || p.ParentStart == 0 || p.ParentStart > p.Start {
+		t.Errorf("got times and parent %+v", p)
+	}
+}
+
 func TestLabProgramFile(t *testing.T) {
 	b := newBench(t)
 	dir := t.TempDir()
 	first, second := copyOf(t, filepath.Join(dir, "first")), copyOf(t, filepath.Join(dir, "second"))
-	home := mountNS(t, "/proc/self/ns/mnt")
-	want := func(t *testing.T, p record.Process, path string) {
-		t.Helper()
-		if p.Path != path || p.PathCut || p.Nlink0 || p.MountNS != home {
-			t.Errorf("got %+v, want path %s in %d", p, path, home)
-		}
-		isFile(t, p, path)
-		if p.Exec == 0 || p.ParentPID == 0 || p.ParentStart == 0 || p.ParentStart > p.Start {
-			t.Errorf("got times and parent %+v", p)
-		}
-	}
 	t.Run("absolute", func(t *testing.T) {
 		_, p := b.sender(t, command{path: first, words: strings.Fields(sendUDP), args: []string{"one", "two words"}})
-		want(t, p, first)
+		runs(t, p, first)
 		if p.Exec < p.Start {
 			t.Errorf("got times %+v", p)
 		}
@@ -103,7 +104,7 @@ func TestLabProgramFile(t *testing.T) {
 	})
 	t.Run("relative", func(t *testing.T) {
 		_, p := b.sender(t, command{path: "./first", dir: dir, words: strings.Fields(sendUDP)})
-		want(t, p, first)
+		runs(t, p, first)
 	})
 	t.Run("link", func(t *testing.T) {
 		link := filepath.Join(dir, "link")
@@ -111,27 +112,7 @@ func TestLabProgramFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, p := b.sender(t, command{path: link, words: strings.Fields(sendUDP)})
-		want(t, p, first)
-	})
-	t.Run("exec twice", func(t *testing.T) {
-		_, p := b.sender(t, command{path: first, words: append([]string{"exec", second}, strings.Fields(sendUDP)...)})
-		want(t, p, second)
-	})
-	t.Run("fork and exec", func(t *testing.T) {
-		_, p := b.sender(t, command{path: first, words: append([]string{"fork"}, strings.Fields(sendUDP)...)})
-		want(t, p, first)
-		var parent record.Process
-		if !b.rec.Process(p.ParentPID, &parent) || parent.Start != p.ParentStart || parent.Path != first {
-			t.Errorf("got parent %+v of %+v", parent, p)
-		}
-	})
-	t.Run("fork without exec", func(t *testing.T) {
-		_, p := b.sender(t, command{path: first, words: append([]string{"clone"}, strings.Fields(sendUDP)...)})
-		want(t, p, first)
-		var parent record.Process
-		if !b.rec.Process(p.ParentPID, &parent) || parent.Exec != p.Exec || parent.PID == p.PID {
-			t.Errorf("got parent %+v of %+v", parent, p)
-		}
+		runs(t, p, first)
 	})
 	t.Run("script", func(t *testing.T) {
 		script := filepath.Join(dir, "script")
@@ -139,8 +120,42 @@ func TestLabProgramFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, p := b.sender(t, command{path: script, words: strings.Fields(sendUDP)})
-		want(t, p, second)
+		runs(t, p, second)
 	})
+}
+
+// TestLabProgramOfChild: exec and fork in all orders.
+func TestLabProgramOfChild(t *testing.T) {
+	b := newBench(t)
+	dir := t.TempDir()
+	first, second := copyOf(t, filepath.Join(dir, "first")), copyOf(t, filepath.Join(dir, "second"))
+	t.Run("exec twice", func(t *testing.T) {
+		_, p := b.sender(t, command{path: first, words: append([]string{"exec", second}, strings.Fields(sendUDP)...)})
+		runs(t, p, second)
+	})
+	t.Run("fork and exec", func(t *testing.T) {
+		_, p := b.sender(t, command{path: first, words: append([]string{"fork"}, strings.Fields(sendUDP)...)})
+		runs(t, p, first)
+		var parent record.Process
+		if !b.rec.Process(p.ParentPID, &parent) || parent.Start != p.ParentStart || parent.Path != first {
+			t.Errorf("got parent %+v of %+v", parent, p)
+		}
+	})
+	t.Run("fork without exec", func(t *testing.T) {
+		_, p := b.sender(t, command{path: first, words: append([]string{"clone"}, strings.Fields(sendUDP)...)})
+		runs(t, p, first)
+		var parent record.Process
+		if !b.rec.Process(p.ParentPID, &parent) || parent.Exec != p.Exec || parent.PID == p.PID {
+			t.Errorf("got parent %+v of %+v", parent, p)
+		}
+	})
+}
+
+// TestLabProgramBounds: what does not fit is cut and said to be.
+func TestLabProgramBounds(t *testing.T) {
+	b := newBench(t)
+	dir := t.TempDir()
+	first := copyOf(t, filepath.Join(dir, "first"))
 	t.Run("many arguments", func(t *testing.T) {
 		_, p := b.sender(t, command{path: first, words: strings.Fields(sendUDP), args: []string{strings.Repeat("x", 300)}})
 		if !p.ArgsCut || !strings.HasPrefix(p.Args, first+" xxx") || len(p.Args) != 256 {
@@ -275,4 +290,32 @@ func lookPath(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// TestLabTerminal: the controlling terminal has the name that ps gives it.
+func TestLabTerminal(t *testing.T) {
+	b := newBench(t)
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("needs /dev/ptmx: %v", err)
+	}
+	defer master.Close()
+	number, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	name := "pts/" + uintText(uint32(number))
+	slave, err := os.OpenFile("/dev/"+name, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slave.Close()
+	_, p := b.sender(t, command{words: strings.Fields(sendUDP),
+		attr: &unix.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}, stdin: slave})
+	if p.TTY != name { // taken before exec
+		t.Errorf("got %+v, want terminal %s", p, name)
+	}
 }

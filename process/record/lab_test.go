@@ -1,8 +1,8 @@
 package record_test
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -128,19 +128,29 @@ type command struct {
 	attr   *unix.SysProcAttr
 	args   []string
 	dir    string
+	stdin  *os.File
 }
 
 // run runs a helper to its end and returns the process id it printed last.
 func (c command) run(t testing.TB) uint32 {
 	t.Helper()
+	pid, err := c.try(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// try is run for other goroutines than the test's.
+func (c command) try(ctx context.Context) (pid uint32, err error) {
 	if c.path == "" {
 		c.path = "/proc/self/exe"
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), settle)
+	ctx, cancel := context.WithTimeout(ctx, 4*settle)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.path, c.args...)
 	cmd.Dir = c.dir
-	cmd.Env = []string{helperEnv + "=" + strings.Join(c.words, " ")}
+	cmd.Env = environment(strings.Join(c.words, " "))
 	cmd.SysProcAttr = &unix.SysProcAttr{}
 	if c.attr != nil {
 		cmd.SysProcAttr = c.attr
@@ -148,32 +158,25 @@ func (c command) run(t testing.TB) uint32 {
 	if c.cgroup != "" {
 		dir, err := os.Open(c.cgroup)
 		if err != nil {
-			t.Fatal(err)
+			return 0, err
 		}
 		defer dir.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
 	}
-	var out []byte
-	err := c.ns.Do(func() (err error) {
-		out, err = cmd.Output()
-		return err
-	})
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		t.Fatalf("%s: %v: %s", cmd, err, exit.Stderr)
+	if c.stdin != nil {
+		cmd.Stdin = c.stdin
 	}
-	if err != nil {
-		t.Fatal(err)
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := c.ns.Do(cmd.Run); err != nil {
+		return 0, fmt.Errorf("%s: %w: %s", cmd, err, stderr.Bytes())
 	}
-	words := strings.Fields(string(out))
+	words := strings.Fields(out.String())
 	if len(words) == 0 {
-		t.Fatalf("%s printed nothing", cmd)
+		return 0, fmt.Errorf("%s printed nothing", cmd)
 	}
-	var pid uint32
-	if _, err := fmt.Sscan(words[len(words)-1], &pid); err != nil {
-		t.Fatal(err)
-	}
-	return pid
+	_, err = fmt.Sscan(words[len(words)-1], &pid)
+	return pid, err
 }
 
 // key makes a flow key.

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -132,6 +133,9 @@ func (r *Recorder) Changes(k *packet.Key) uint32 {
 //
 // Errors: none if there is a record already.
 func (r *Recorder) Seed(o *Owner) error {
+	if o.Cookie == 0 {
+		return errors.New("seed owner: it has no socket cookie")
+	}
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		return fmt.Errorf("seed owner of socket %d: read clock: %w", o.Cookie, err)

@@ -2,7 +2,9 @@ package record_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,50 +17,58 @@ import (
 	"github.com/verdictd/verdictd/process/record"
 )
 
-// objects lists maps, programs and links of the kernel by id, for each map and
-// program with our names.
-func objects(t testing.TB) map[string]bool {
+// held lists the maps, programs and links that this process holds or keeps by
+// its links.
+func held(t testing.TB) map[string]bool {
 	t.Helper()
+	const dir = "/proc/self/fdinfo"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	all := map[string]bool{}
-	for id, err := ebpf.ProgramGetNextID(0); err == nil; id, err = ebpf.ProgramGetNextID(id) {
-		p, err := ebpf.NewProgramFromID(id)
+	for _, e := range entries {
+		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
-			continue // gone meanwhile
+			continue // the one that read the list
 		}
-		if info, err := p.Info(); err == nil && strings.HasPrefix(info.Name, "vd_") {
-			all[fmt.Sprintf("program %d %s", id, info.Name)] = true
-		}
-		p.Close()
-	}
-	for id, err := ebpf.MapGetNextID(0); err == nil; id, err = ebpf.MapGetNextID(id) {
-		m, err := ebpf.NewMapFromID(id)
-		if err != nil {
-			continue
-		}
-		if info, err := m.Info(); err == nil && strings.HasPrefix(info.Name, "vd") {
-			all[fmt.Sprintf("map %d %s", id, info.Name)] = true
-		}
-		m.Close()
-	}
-	links := new(link.Iterator)
-	defer links.Close()
-	for links.Next() {
-		if info, err := links.Link.Info(); err == nil {
-			all[fmt.Sprintf("link %d of program %d", info.ID, info.Program)] = true
+		for line := range strings.Lines(string(text)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+			if name == "map_id" || name == "prog_id" || name == "link_id" {
+				all[name+" "+strings.TrimSpace(value)] = true
+			}
 		}
 	}
 	return all
 }
 
-// mine returns the objects of now that were not there before, and that stay for
-// as long as the test looks: other tests of the machine come and go.
-func mine(t testing.TB, before map[string]bool) []string {
+// existing lists all maps, programs and links of the kernel.
+func existing(t testing.TB) map[string]bool {
+	t.Helper()
+	all := map[string]bool{}
+	for id, err := ebpf.ProgramGetNextID(0); err == nil; id, err = ebpf.ProgramGetNextID(id) {
+		all[fmt.Sprintf("prog_id %d", id)] = true
+	}
+	for id, err := ebpf.MapGetNextID(0); err == nil; id, err = ebpf.MapGetNextID(id) {
+		all[fmt.Sprintf("map_id %d", id)] = true
+	}
+	links := new(link.Iterator)
+	defer links.Close()
+	for links.Next() {
+		all[fmt.Sprintf("link_id %d", links.ID)] = true
+	}
+	return all
+}
+
+// gone waits until nothing of ours exists and returns what still does.
+func gone(t testing.TB, ours map[string]bool) []string {
 	t.Helper()
 	var left []string
 	lab.Poll(settle, func() bool {
 		left = nil
-		for o := range objects(t) {
-			if !before[o] {
+		now := existing(t)
+		for o := range ours {
+			if now[o] {
 				left = append(left, o)
 			}
 		}
@@ -72,12 +82,18 @@ func mine(t testing.TB, before map[string]bool) []string {
 func TestLabNothingStays(t *testing.T) {
 	requireBPF(t)
 	labtest.Leaks(t)
-	before := objects(t)
+	ours := map[string]bool{}
 	const rounds = 50
 	for range rounds {
 		r, err := record.Open(record.Config{Owners: 1024, Flows: 1024, Processes: 256, Forward: true})
 		if err != nil {
 			t.Fatal(err)
+		}
+		now := held(t)
+		maps.Copy(ours, now)
+		// 7 maps; 12 links; 12 programs by their links, and the flow program.
+		if len(now) != 7+12+13 {
+			t.Errorf("holds %v", now)
 		}
 		s := r.Stats()
 		const programs = 13
@@ -102,8 +118,8 @@ func TestLabNothingStays(t *testing.T) {
 	} else {
 		t.Log(err)
 	}
-	if left := mine(t, before); len(left) > 0 {
-		t.Errorf("stay behind (or were made by other tests meanwhile): %v", left)
+	if left := gone(t, ours); len(left) > 0 {
+		t.Errorf("of %d objects stay behind: %v", len(ours), left)
 	}
 }
 
