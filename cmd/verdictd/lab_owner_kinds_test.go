@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/verdictd/verdictd/internal/lab"
 	"github.com/verdictd/verdictd/internal/lab/labtest"
 )
@@ -92,6 +94,29 @@ func TestLabOwnerKinds(t *testing.T) {
 				t.Errorf("got %+v, want process %d, %s", *p, pid, exe)
 			}
 		})
+	}
+}
+
+// TestLabOwnerExecsLater: a program that sends and then becomes another one is not
+// taken for that one.
+func TestLabOwnerExecsLater(t *testing.T) {
+	setup(t, labtest.GCC)
+	lan, b := labtest.Pair(t), newSenders(t)
+	b.buildKinds()
+	d := startDaemon(t, lan.Client, acceptAll, "--hook", "output")
+	d.Signal(unix.SIGSTOP) // nobody looks before it has become another
+	const programs = 10
+	seen := len(d.Stdout())
+	pids := map[uint16]uint32{}
+	for port := uint16(30000); port < 30000+programs; port++ {
+		pids[port], _ = b.kind(lan.Client, "then-exec", port)
+	}
+	d.Signal(unix.SIGCONT)
+	for port, pid := range pids {
+		p := d.next(seen, "UDP", func(o *owned) bool { return o.DstPort == port }).Own.Process
+		if p.PID != pid || strings.HasSuffix(p.Exe, "-other") {
+			t.Errorf("got %+v, want process %d and not what it ran later", *p, pid)
+		}
 	}
 }
 

@@ -12,13 +12,13 @@ const (
 	slotOwner  = -int16(unsafe.Sizeof(ownerRecord{}))
 	slotCookie = slotOwner - 8
 	slotThread = slotOwner - 16 // pid_tgid: key of the scratch map
-	slotTGID   = slotOwner - 24 // u32: key of the processes map
+	slotTGID   = slotOwner - 24 // processKey
 	slotZero   = slotOwner - 32 // u32: key of one-element arrays
 	slotStart  = slotOwner - 40 // start of the process
 	slotExec   = slotOwner - 48 // self_exec_id
 	slotTemp   = slotOwner - 56
 	slotCtx    = slotOwner - 64         // spilled context
-	slotChild  = slotOwner - 72         // u32: key of the processes map
+	slotChild  = slotOwner - 72         // processKey
 	walkAt     = slotChild - windowSize // part of a structure
 	slotBottom = walkAt
 )
@@ -61,6 +61,17 @@ func (p *programs) current(c *code) {
 	c.follow(asm.R8, asm.R7, p.offsets.taskLeader, slotTemp)
 	c.probe(slotStart, 8, asm.R8, p.offsets.taskStart)
 	c.probe(slotExec, 8, asm.R7, p.offsets.taskExecID)
+	p.keyExec(c, slotTGID)
+}
+
+// keyExec completes a processKey on the stack, of which the pid is there, by the
+// number in slotExec.
+func (p *programs) keyExec(c *code, key int16) {
+	var k processKey
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, slotExec, asm.DWord),
+		asm.StoreMem(asm.R10, key+int16(unsafe.Offsetof(k.ExecID)), asm.R1, asm.Word), // the low half
+	)
 }
 
 // caller fills in the owner record, but for its stamp, check and name.

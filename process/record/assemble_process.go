@@ -111,7 +111,9 @@ func (p *programs) identify(c *code, exec bool) {
 	c.label(none)
 }
 
-// parent fills in the parent of a task. R8 is the record, R9 is lost.
+// parent fills in the parent of a task, and what it ran when it made the task: if
+// it has ended since, the parent is another one, and the record of what that ran is
+// not found. R8 is the record, R9 is lost.
 func (p *programs) parent(c *code, task asm.Register) {
 	var r processRecord
 	o := p.offsets
@@ -119,6 +121,7 @@ func (p *programs) parent(c *code, task asm.Register) {
 	c.probeTo(asm.R8, field(unsafe.Offsetof(r.ParentPID)), 4, asm.R9, o.taskTGID)
 	c.follow(asm.R9, asm.R9, o.taskLeader, slotTemp)
 	c.probeTo(asm.R8, field(unsafe.Offsetof(r.ParentStart)), 8, asm.R9, o.taskStart)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.ParentExecID)), 8, task, o.taskParentExecID)
 }
 
 // arguments copies the beginning of the arguments from the memory of the
@@ -225,6 +228,14 @@ func (p *programs) exec() asm.Instructions {
 	c.add(asm.Mov.Reg(asm.R6, asm.R1))
 	c.zero(slotBottom, -int(slotBottom))
 	p.current(c)
+	c.add(
+		asm.LoadMem(asm.R8, asm.R10, slotTGID, asm.Word),
+		asm.And.Imm(asm.R8, buckets-1), asm.LSh.Imm(asm.R8, 2),
+		asm.LoadMapValue(asm.R1, p.maps.changes.FD(), buckets*4),
+		asm.Add.Reg(asm.R1, asm.R8),
+		asm.Mov.Imm(asm.R2, 1),
+		asm.StoreXAdd(asm.R1, asm.R2, asm.Word),
+	)
 	p.describe(c, true, "out")
 	c.label("out")
 	c.end(0)
@@ -250,6 +261,7 @@ func (p *programs) fork() asm.Instructions {
 	p.borrow(c, "out")
 	c.probe(slotStart, 8, asm.R6, o.taskStart)
 	c.probe(slotExec, 8, asm.R6, o.taskExecID)
+	p.keyExec(c, slotChild)
 	c.add(
 		asm.LoadMem(asm.R1, asm.R10, slotChild, asm.Word),
 		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.PID)), asm.R1, asm.Word),

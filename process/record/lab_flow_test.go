@@ -171,7 +171,7 @@ func TestLabOlderProcess(t *testing.T) {
 	old.tell(server4)
 	f, _ := flowOf(t, r)
 	var p record.Process
-	if f.Owner.PID != old.pid() || !r.Process(old.pid(), &p) || p.Start != f.Owner.Start {
+	if f.Owner.PID != old.pid() || !r.Process(old.pid(), f.Owner.ExecID, &p) || p.Start != f.Owner.Start {
 		t.Fatalf("got flow %+v, process %+v, want pid %d", f, p, old.pid())
 	}
 	self, err := os.Readlink("/proc/self/exe")

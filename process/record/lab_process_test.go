@@ -46,7 +46,7 @@ func (b bench) sender(t *testing.T, c command) (record.Owner, record.Process) {
 		t.Fatalf("got %+v, want pid %d", f, pid)
 	}
 	var p record.Process
-	if !b.rec.Process(pid, &p) || p.Start != f.Owner.Start {
+	if !b.rec.Process(pid, f.Owner.ExecID, &p) || p.Start != f.Owner.Start {
 		t.Fatalf("process %+v, owner %+v", p, f.Owner)
 	}
 	return f.Owner, p
@@ -129,6 +129,31 @@ func TestLabProgramOfChild(t *testing.T) {
 	b := newBench(t)
 	dir := t.TempDir()
 	first, second := copyOf(t, filepath.Join(dir, "first")), copyOf(t, filepath.Join(dir, "second"))
+	t.Run("what it ran before", func(t *testing.T) {
+		_, p := b.sender(t, command{path: first, words: append([]string{"exec", second}, strings.Fields(sendUDP)...)})
+		var before record.Process
+		if !b.rec.Process(p.PID, p.ExecID-1, &before) || before.Start != p.Start || before.Path != first {
+			t.Errorf("got %+v, want the record of %s", before, first)
+		}
+	})
+	t.Run("execs", func(t *testing.T) {
+		cmd := exec.Command("/bin/sh", "-c", "read x; exec sleep 0")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		before := b.rec.Execs(uint32(cmd.Process.Pid))
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if after := b.rec.Execs(uint32(cmd.Process.Pid)); after == before {
+			t.Errorf("got %d before and after another program", after)
+		}
+	})
 	t.Run("exec twice", func(t *testing.T) {
 		_, p := b.sender(t, command{path: first, words: append([]string{"exec", second}, strings.Fields(sendUDP)...)})
 		runs(t, p, second)
@@ -137,7 +162,7 @@ func TestLabProgramOfChild(t *testing.T) {
 		_, p := b.sender(t, command{path: first, words: append([]string{"fork"}, strings.Fields(sendUDP)...)})
 		runs(t, p, first)
 		var parent record.Process
-		if !b.rec.Process(p.ParentPID, &parent) || parent.Start != p.ParentStart || parent.Path != first {
+		if !b.rec.Process(p.ParentPID, p.ParentExecID, &parent) || parent.Start != p.ParentStart || parent.Path != first {
 			t.Errorf("got parent %+v of %+v", parent, p)
 		}
 	})
@@ -145,7 +170,7 @@ func TestLabProgramOfChild(t *testing.T) {
 		_, p := b.sender(t, command{path: first, words: append([]string{"clone"}, strings.Fields(sendUDP)...)})
 		runs(t, p, first)
 		var parent record.Process
-		if !b.rec.Process(p.ParentPID, &parent) || parent.Exec != p.Exec || parent.PID == p.PID {
+		if !b.rec.Process(p.ParentPID, p.ParentExecID, &parent) || parent.Exec != p.Exec || parent.PID == p.PID {
 			t.Errorf("got parent %+v of %+v", parent, p)
 		}
 	})

@@ -212,7 +212,7 @@ func TestLabOneShot(t *testing.T) {
 					t.Fatalf("got %+v, want pid %d", f, pid)
 				}
 				var p record.Process
-				if !r.Process(pid, &p) || p.Start != f.Owner.Start || p.Start == 0 {
+				if !r.Process(pid, f.Owner.ExecID, &p) || p.Start != f.Owner.Start || p.Start == 0 {
 					t.Fatalf("process %+v, owner %+v", p, f.Owner)
 				}
 				if self, _ := os.Readlink("/proc/self/exe"); p.Path != self || !p.Exited {

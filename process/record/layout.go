@@ -14,7 +14,7 @@ import (
 
 // layout is the version of the records below. It is part of the maps' names: a
 // successor with other records makes maps of its own.
-const layout = "1"
+const layout = "2"
 
 // flowKey is the key of the flows map: packet.Key with ports in network byte
 // order.
@@ -73,12 +73,20 @@ const (
 	ttySize       = 32
 )
 
+// processKey is the key of the processes map. A process that runs another program
+// gets another record: what it ran before is still there for what it sent before.
+type processKey struct {
+	PID    uint32
+	ExecID uint32 // low half of processRecord.ExecID
+}
+
 // processRecord is the value of the processes map.
 type processRecord struct {
 	PID, ParentPID uint32
 	Start          uint64
 	ExecID         uint64
 	ParentStart    uint64
+	ParentExecID   uint64
 	Exec           uint64
 	Inode          uint64
 	Device         uint32 // the kernel's dev_t
@@ -153,8 +161,9 @@ func word(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 // nativeBig says whether this machine is big-endian.
 func nativeBig() bool { return binary.NativeEndian.Uint16([]byte{0, 1}) == 1 }
 
-// The changes map is one array of counters; a flow's counter is named by the top
-// bits of its hash.
+// The changes map is one array of counters: those of flows, of which one is named
+// by the top bits of a flow's hash, and those of execve, named by the low bits of
+// a pid.
 const (
 	bucketBits  = 10
 	buckets     = 1 << bucketBits
@@ -186,7 +195,7 @@ func (r *ownerRecord) decode(cookie uint64, o *Owner) bool {
 	}
 	*o = Owner{
 		Cookie: r.Cookie, PID: r.PID, TID: r.TID, UID: r.UID, GID: r.GID,
-		CgroupID: r.CgroupID, NetNS: r.NetNS, Start: r.Start,
+		CgroupID: r.CgroupID, NetNS: r.NetNS, Start: r.Start, ExecID: r.ExecID,
 		Comm: r.Comm, Hook: Hook(r.Hook), Seeded: r.Flags&ownerSeeded != 0,
 	}
 	return true
@@ -202,13 +211,13 @@ func (r *ownerRecord) encode(o *Owner, stamp uint64) {
 }
 
 // decode says whether the record is whole and of the process, and fills in p.
-func (r *processRecord) decode(pid uint32, p *Process) bool {
-	if r.PID != pid || r.Check != uint64(r.PID)^r.Start^r.ExecID {
+func (r *processRecord) decode(k processKey, p *Process) bool {
+	if r.PID != k.PID || uint32(r.ExecID) != k.ExecID || r.Check != uint64(r.PID)^r.Start^r.ExecID {
 		return false
 	}
 	*p = Process{
 		PID: r.PID, ParentPID: r.ParentPID,
-		Start: r.Start, ParentStart: r.ParentStart, Exec: r.Exec,
+		Start: r.Start, ParentStart: r.ParentStart, Exec: r.Exec, ExecID: r.ExecID, ParentExecID: r.ParentExecID,
 		Inode: r.Inode, Device: device(r.Device), MountNS: r.MountNS,
 		Nlink0:  r.Inode != 0 && r.Nlink == 0,
 		PathCut: r.Flags&processPathCut != 0, ArgsCut: r.Flags&processArgsCut != 0,

@@ -30,7 +30,7 @@ type request struct {
 	attr    elementAttr
 	flow    flowKey
 	number  uint64
-	pid     uint32
+	key     processKey
 	flowRec flowRecord
 	owner   ownerRecord
 	process processRecord
@@ -98,20 +98,21 @@ func (r *Recorder) Owner(cookie uint64, o *Owner) bool {
 	return false
 }
 
-// Process looks up what a process runs, and says whether that was recorded. Who
+// Process looks up what a process ran when it had executed that many programs
+// (Owner.ExecID, Process.ParentExecID), and says whether that was recorded. Who
 // asks must compare p.Start: pids are used again. p is changed only if a record
 // is there.
 //
 // One map lookup; the texts are allocated. For several goroutines.
-func (r *Recorder) Process(pid uint32, p *Process) bool {
+func (r *Recorder) Process(pid uint32, execID uint64, p *Process) bool {
 	q := r.requests.get()
 	defer r.requests.pool.Put(q)
-	q.pid = pid
+	q.key = processKey{pid, uint32(execID)}
 	for range tries {
-		if !q.lookup(r.maps.processes, unsafe.Pointer(&q.pid), unsafe.Pointer(&q.process)) {
+		if !q.lookup(r.maps.processes, unsafe.Pointer(&q.key), unsafe.Pointer(&q.process)) {
 			return false
 		}
-		if q.process.decode(pid, p) {
+		if q.process.decode(q.key, p) {
 			return true
 		}
 	}
@@ -127,6 +128,12 @@ func (r *Recorder) Process(pid uint32, p *Process) bool {
 func (r *Recorder) Changes(k *packet.Key) uint32 {
 	return r.maps.numbers[hash(k)>>bucketShift].Load()
 }
+
+// Execs returns a number that is another one once the process has executed a
+// program. Many processes share one.
+//
+// No system call, no allocation; for several goroutines, but not after Close.
+func (r *Recorder) Execs(pid uint32) uint32 { return r.maps.numbers[buckets+pid%buckets].Load() }
 
 // Seed tells the owner of a socket that was found by other means, such as one
 // opened before the recorder. What the kernel has recorded stands.

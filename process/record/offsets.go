@@ -12,7 +12,7 @@ import (
 // offsets are places in the kernel's structures, in bytes.
 type offsets struct {
 	taskTGID, taskPID, taskLeader, taskParent, taskMM, taskSignal, taskComm int16
-	taskStart, taskExecID                                                   int16
+	taskStart, taskExecID, taskParentExecID                                 int16
 	signalLive, signalTTY, ttyName                                          int16
 	mmExe, mmArgStart, mmArgEnd                                             int16
 	fileInode, fileDentry, fileMount                                        int16
@@ -74,6 +74,7 @@ func (f *fields) task(o *offsets) {
 	o.taskComm = f.at("task_struct", 16, "comm")
 	o.taskStart = f.at("task_struct", 8, "start_boottime")
 	o.taskExecID = f.at("task_struct", 8, "self_exec_id")
+	o.taskParentExecID = f.at("task_struct", 8, "parent_exec_id")
 	o.signalLive = f.at("signal_struct", 4, "live")
 	o.signalTTY = f.at("signal_struct", 8, "tty")
 	o.ttyName = f.at("tty_struct", 64, "name")

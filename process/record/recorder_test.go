@@ -167,7 +167,7 @@ func TestLabSuccessor(t *testing.T) {
 	var p2 record.Process
 	var o2 record.Owner
 	f2, n2 := flowOf(t, next)
-	if f2 != f || n2 != n || !next.Process(p.PID, &p2) || p2 != p || !next.Owner(o.Cookie, &o2) || o2 != o {
+	if f2 != f || n2 != n || !next.Process(p.PID, p.ExecID, &p2) || p2 != p || !next.Owner(o.Cookie, &o2) || o2 != o {
 		t.Errorf("got %+v %+v %+v, want %+v %+v %+v", f2, p2, o2, f, p, o)
 	}
 	b.sender(t, command{words: strings.Fields(sendUDP)})
@@ -208,7 +208,7 @@ func TestLabNoAllocs(t *testing.T) {
 		"owner":        func() { b.rec.Owner(o.Cookie, &owner) },
 		"owner, none":  func() { b.rec.Owner(1, &owner) },
 		"changes":      func() { b.rec.Changes(hit) },
-		"process none": func() { b.rec.Process(0, nil) },
+		"process none": func() { b.rec.Process(0, 0, nil) },
 	} {
 		const runs = 1000
 		// Pools drop at random under the race detector, and at each collection.
@@ -279,7 +279,7 @@ func BenchmarkLookups(b *testing.B) {
 	for name, call := range map[string]func(){
 		"flow":    func() { bench.rec.Flow(k, &f) },
 		"owner":   func() { bench.rec.Owner(f.Cookie, &f.Owner) },
-		"process": func() { bench.rec.Process(pid, &p) },
+		"process": func() { bench.rec.Process(pid, f.Owner.ExecID, &p) },
 		"changes": func() { bench.rec.Changes(k) },
 	} {
 		b.Run(name, func(b *testing.B) {

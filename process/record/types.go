@@ -32,7 +32,11 @@ type Owner struct {
 	NetNS uint64
 	// Start is when the process was started, in nanoseconds of CLOCK_BOOTTIME; 0 if
 	// unknown. With PID it names the process for good.
-	Start  uint64
+	Start uint64
+	// ExecID counts the programs that the process and its ancestors had executed
+	// when it used the socket: with another one, Process is of another program. 0
+	// if unknown.
+	ExecID uint64
 	Comm   [16]byte // name of the thread, ended by 0; never proof of anything
 	Hook   Hook     // the operation that made this the owner
 	Seeded bool     // told by Seed
@@ -48,6 +52,7 @@ type Process struct {
 	// by this process or, without exec since, by one it was forked from; 0 if the
 	// record was not made then.
 	Start, ParentStart, Exec uint64
+	ExecID, ParentExecID     uint64 // as in Owner; of the parent, when it made this process
 
 	// Inode and Device are of the file that runs (that of /proc/PID/exe); Device as
 	// st_dev of stat(2) encodes it. Inode is 0 if there is none, as for threads of

@@ -146,6 +146,16 @@ int main(int argc, char **argv) {
 		snprintf(path, sizeof path, "%s-other", argv[0]);
 		execl(path, path, "inherited", argv[2], argv[3], argv[4], NULL);
 		die(path);
+	} else if (!strcmp(kind, "then-exec")) { // another program before anybody looks
+		datagram4(open_socket(AF_INET, SOCK_DGRAM, 0));
+		say(getpid());
+		char path[512];
+		snprintf(path, sizeof path, "%s-other", argv[0]);
+		execl(path, path, "idle", argv[2], argv[3], argv[4], NULL);
+		die(path);
+	} else if (!strcmp(kind, "idle")) {
+		usleep(100000);
+		return 0;
 	} else if (!strcmp(kind, "inherited")) {
 		datagram4(atoi(getenv("KINDS_FD")));
 	} else {
