@@ -114,8 +114,8 @@ func TestLabOwnerExecsLater(t *testing.T) {
 	d.Signal(unix.SIGCONT)
 	for port, pid := range pids {
 		p := d.next(seen, "UDP", func(o *owned) bool { return o.DstPort == port }).Own.Process
-		if p.PID != pid || strings.HasSuffix(p.Exe, "-other") {
-			t.Errorf("got %+v, want process %d and not what it ran later", *p, pid)
+		if p.PID != pid || p.Exe != filepath.Join(b.dir, "kinds") {
+			t.Errorf("got %+v, want process %d and what it ran then", *p, pid)
 		}
 	}
 }

@@ -16,21 +16,21 @@ type hashes struct {
 	hasher *procfs.Hasher
 	wanted atomic.Bool // somebody asked
 
-	// What was asked for, by imageKey: the hash, or "" if there is none (yet). It
+	// What was asked for, by fileKey: the hash, or "" if there is none (yet). It
 	// serves programs whose file has no path any more.
 	answers sync.Map
 	kept    atomic.Int64
 }
 
-// imageKey is a file that a process runs: it can run another one later.
-type imageKey struct {
+// fileKey is a file that a process runs: it can run another one later.
+type fileKey struct {
 	process       processKey
 	inode, device uint64
 }
 
 // want asks for the hash of a program, once for each process.
 func (h *hashes) want(p processKey, e *process.Exe) {
-	k := imageKey{p, e.Inode, e.Device}
+	k := fileKey{p, e.Inode, e.Device}
 	if _, asked := h.answers.LoadOrStore(k, ""); asked {
 		return
 	}
@@ -49,7 +49,7 @@ func (h *hashes) of(p processKey, e *process.Exe) (sum string, ok bool) {
 	if !h.wanted.Load() || e.Inode == 0 {
 		return "", false
 	}
-	if sum, ok := h.answers.Load(imageKey{p, e.Inode, e.Device}); ok && sum != "" {
+	if sum, ok := h.answers.Load(fileKey{p, e.Inode, e.Device}); ok && sum != "" {
 		return sum.(string), true
 	}
 	if e.Path == "" || e.Deleted {
@@ -68,7 +68,7 @@ func (r *Resolver) hashed(result procfs.Result) {
 		r.counts.unhashed.Add(1)
 		return
 	}
-	k := imageKey{processKey{result.PID, result.StartBoot}, result.Exe.Inode, result.Exe.Device}
+	k := fileKey{processKey{result.PID, result.StartBoot}, result.Exe.Inode, result.Exe.Device}
 	r.hashes.answers.Store(k, result.SHA256)
 	r.revision.Add(1)
 }

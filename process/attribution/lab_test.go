@@ -74,8 +74,8 @@ func dialer(t *testing.T, ns *lab.Namespace, to string) (cmd *exec.Cmd, local ne
 	return cmd, local
 }
 
-// resolver returns a Resolver for the namespace, at work.
-func resolver(t *testing.T, ns *lab.Namespace, mode attribution.Mode) *attribution.Resolver {
+// working returns a Resolver for the namespace, at work.
+func working(t *testing.T, ns *lab.Namespace, mode attribution.Mode) *attribution.Resolver {
 	t.Helper()
 	r, err := attribution.Open(attribution.Config{Mode: mode, NetNS: ns.FD()})
 	if err != nil {
@@ -116,7 +116,7 @@ func sentBy(local, remote netip.AddrPort) (*packet.Meta, *packet.Packet) {
 func TestLabYoungProcess(t *testing.T) {
 	labtest.Require(t, labtest.Root)
 	lan := labtest.Pair(t)
-	r := resolver(t, lan.Client, attribution.Proc)
+	r := working(t, lan.Client, attribution.Proc)
 	a := r.New()
 	defer a.Close()
 	time.Sleep(50 * time.Millisecond) // the connector begins to listen
@@ -158,7 +158,7 @@ func TestLabSharedSocket(t *testing.T) {
 	}
 	defer conn.Close()
 	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()
-	r := resolver(t, lan.Client, attribution.Proc)
+	r := working(t, lan.Client, attribution.Proc)
 	a := r.New()
 	defer a.Close()
 	if o := a.Owner(sentBy(local, to)); o.Process == nil || int(o.Process.PID) != os.Getpid() {
@@ -188,7 +188,7 @@ func TestLabSeeded(t *testing.T) {
 	lan := labtest.Pair(t)
 	to := netip.MustParseAddrPort("10.99.0.2:9")
 	cmd, local := dialer(t, lan.Client, to.Addr().String())
-	r := resolver(t, lan.Client, attribution.Auto)
+	r := working(t, lan.Client, attribution.Auto)
 	a := r.New()
 	defer a.Close()
 	o := a.Owner(sentBy(local, to))
@@ -223,7 +223,7 @@ func TestLabHash(t *testing.T) {
 	labtest.Require(t, labtest.Root)
 	lan := labtest.Pair(t)
 	to := netip.MustParseAddrPort("10.99.0.2:9")
-	r := resolver(t, lan.Client, attribution.Auto)
+	r := working(t, lan.Client, attribution.Auto)
 	a := r.New()
 	defer a.Close()
 	_, local := dialer(t, lan.Client, to.Addr().String())

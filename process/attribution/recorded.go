@@ -2,6 +2,9 @@ package attribution
 
 import (
 	"bytes"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
@@ -18,10 +21,12 @@ type processKey struct {
 	start uint64 // ns of CLOCK_BOOTTIME
 }
 
-// image tells what a process runs and is called: what can change in its life.
-type image struct {
-	exec, inode, device uint64
-	comm                [16]byte
+// imageKey names what a process runs, from one execve to the next, under the name
+// of one of its threads, of which each can have its own.
+type imageKey struct {
+	processKey
+	exec uint64 // record.Owner.ExecID
+	comm [16]byte
 }
 
 // ownerKey are all facts of an owner that can differ.
@@ -39,14 +44,17 @@ type userKey struct {
 	cgroup   uint64
 }
 
-type cachedProcess struct {
-	image image
+// present is a process as /proc had it.
+type present struct {
 	p     *process.Process
+	execs uint32 // record.Recorder.Execs when it was looked at
 }
 
 // caches are what an Attributor has found out.
 type caches struct {
-	procs   map[processKey]cachedProcess // by what names them
+	images  map[imageKey]*process.Process // as recorded
+	present map[processKey]present        // as /proc had them
+	lines   map[imageKey][]process.Parent // a process, without a thread's name, and its ancestors
 	owners  map[ownerKey]*process.Owner
 	users   map[userKey]*process.Owner
 	cgroups map[uint64]process.Cgroup
@@ -54,8 +62,8 @@ type caches struct {
 
 func newCaches() caches {
 	return caches{
-		procs: map[processKey]cachedProcess{}, owners: map[ownerKey]*process.Owner{},
-		users: map[userKey]*process.Owner{}, cgroups: map[uint64]process.Cgroup{},
+		images: map[imageKey]*process.Process{}, present: map[processKey]present{}, lines: map[imageKey][]process.Parent{},
+		owners: map[ownerKey]*process.Owner{}, users: map[userKey]*process.Owner{}, cgroups: map[uint64]process.Cgroup{},
 	}
 }
 
@@ -80,43 +88,81 @@ func (a *Attributor) recorded(o *record.Owner, source process.Source) *process.O
 	return a.whole(k)
 }
 
-// process returns the process that a record names, with what it runs now.
+// process returns the process that a record names, with what it ran when it used
+// the socket. What it runs by now can be another program, even one that it may not
+// be taken for: /proc is asked only where the record cannot know, or where it is
+// who serves the socket now that counts.
 func (a *Attributor) process(o *record.Owner) *process.Process {
-	k := processKey{o.PID, o.Start}
-	cached, ok := a.procs[k]
-	now := image{comm: o.Comm}
-	known := a.r.rec.Process(o.PID, &a.proc) && (o.Start == 0 || a.proc.Start == o.Start)
-	if known {
-		now.exec, now.inode, now.device = a.proc.Exec, a.proc.Inode, a.proc.Device
+	name := processKey{o.PID, o.Start}
+	if o.Seeded {
+		return a.now(name, o)
 	}
-	switch {
-	case ok && (cached.image == now || !known):
-		return a.keep(k, cached)
-	case known:
-		return a.keep(k, cachedProcess{image: now, p: a.fromRecord(o)})
+	k := imageKey{name, o.ExecID, o.Comm}
+	if p, ok := a.images[k]; ok {
+		return a.withHash(k, p)
 	}
-	// Without a record, or with that of another process of the same pid by now.
-	if p, err := a.r.fs.Process(o.PID); err == nil && (o.Start == 0 || a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(o.Start))) {
-		return a.keepCurrent(k, p)
+	if o.Start != 0 && a.r.rec.Process(o.PID, o.ExecID, &a.proc) && a.proc.Start == o.Start {
+		return a.withHash(k, put(a.images, k, a.fromRecord(o)))
 	}
+	if o.Hook == record.HookBind || o.Hook == record.HookAccept {
+		return a.now(name, o)
+	}
+	return put(a.images, k, a.bare(o))
+}
+
+// bare returns what the owner's own record says of its process.
+func (a *Attributor) bare(o *record.Owner) *process.Process {
 	p := &process.Process{PID: o.PID, Comm: comm(&o.Comm)}
 	if o.Start != 0 {
 		p.Start = a.r.fs.UnixOf(o.Start)
 	}
-	return put(a.procs, k, cachedProcess{image: now, p: p}).p
+	return p
 }
 
-// keep keeps the process, completed with the hash of its program if that is known
-// by now.
-func (a *Attributor) keep(k processKey, c cachedProcess) *process.Process {
-	if c.p.Exe.SHA256 == "" {
-		if sum, ok := a.r.hashes.of(k, &c.p.Exe); ok {
-			p := *c.p
-			p.Exe.SHA256 = sum
-			c.p = &p
-		}
+// now returns the process as /proc has it, or what o says if it has ended. It is
+// not read again before the process executes another program.
+func (a *Attributor) now(name processKey, o *record.Owner) *process.Process {
+	execs := a.r.rec.Execs(name.pid)
+	if c, ok := a.present[name]; ok && c.execs == execs {
+		return a.presentWithHash(name, c)
 	}
-	return put(a.procs, k, c).p
+	p, err := a.r.fs.Process(name.pid)
+	if err != nil || name.start == 0 || !a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(name.start)) {
+		return a.bare(o)
+	}
+	return a.presentWithHash(name, put(a.present, name, present{p, execs}))
+}
+
+// withHash returns the kept process, completed with the hash of its program if that
+// is known by now.
+func (a *Attributor) withHash(k imageKey, p *process.Process) *process.Process {
+	if hashed := a.hashed(k.processKey, p); hashed != nil {
+		return put(a.images, k, hashed)
+	}
+	return p
+}
+
+// presentWithHash is the same for a process as /proc has it.
+func (a *Attributor) presentWithHash(k processKey, c present) *process.Process {
+	if hashed := a.hashed(k, c.p); hashed != nil {
+		return put(a.present, k, present{hashed, c.execs}).p
+	}
+	return c.p
+}
+
+// hashed returns the process with the hash of its program, nil if it has that
+// already or nobody knows it.
+func (a *Attributor) hashed(k processKey, p *process.Process) *process.Process {
+	if p.Exe.SHA256 != "" {
+		return nil
+	}
+	sum, ok := a.r.hashes.of(k, &p.Exe)
+	if !ok {
+		return nil
+	}
+	with := *p
+	with.Exe.SHA256 = sum
+	return &with
 }
 
 // fromRecord makes a process of a.proc, the record of the process that o names.
@@ -127,44 +173,68 @@ func (a *Attributor) fromRecord(o *record.Owner) *process.Process {
 		Cmdline: process.Text([]byte(r.Args)), TTY: process.Text([]byte(r.TTY)), Exe: a.exe(r),
 	}
 	if r.ArgsCut && !r.Exited {
-		if whole, err := a.r.fs.Process(r.PID); err == nil && a.r.fs.SameStart(whole.Start, p.Start) {
+		if whole, err := a.r.fs.Process(r.PID); err == nil && strings.HasPrefix(whole.Cmdline, p.Cmdline) {
 			p.Cmdline = whole.Cmdline
 		}
 	}
-	p.Parents = a.parents(r.ParentPID, r.ParentStart)
+	p.Parents = a.parents(imageKey{processKey: processKey{r.ParentPID, r.ParentStart}, exec: r.ParentExecID})
 	return p
 }
 
-// exe returns what a recorded process runs.
+// exe returns what a recorded process runs. If the recorded path leads to the very
+// file, that is all there is to say, whatever the process does now.
 func (a *Attributor) exe(r *record.Process) process.Exe {
 	path := r.Path
 	if r.PathCut {
 		path = ""
 	}
+	if r.Inode != 0 && leadsTo(path, r.Inode, r.Device) {
+		text := process.Text([]byte(path))
+		return process.Exe{Path: text, Inside: text, Inode: r.Inode, Device: r.Device}
+	}
 	return a.r.fs.ResolveExe(path, r.Inode, r.Device, r.MountNS, r.PID, r.Start)
 }
 
-// parents returns the process and its ancestors, by their records as long as there
-// are any. It overwrites a.proc.
-func (a *Attributor) parents(pid uint32, start uint64) []process.Parent {
+// leadsTo tells whether an absolute path leads to a file, without going to a server
+// for it.
+func leadsTo(path string, inode, device uint64) bool {
+	var stx unix.Statx_t
+	const flags = unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT
+	return strings.HasPrefix(path, "/") && unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_INO, &stx) == nil &&
+		stx.Ino == inode && unix.Mkdev(stx.Dev_major, stx.Dev_minor) == device
+}
+
+// parents returns the process k and its ancestors. Processes that are started by
+// the same one, while it runs the same program, have the same ancestors. It
+// overwrites a.proc.
+func (a *Attributor) parents(k imageKey) []process.Parent {
+	if line, ok := a.lines[k]; ok || k.pid == 0 {
+		return line
+	}
+	return put(a.lines, k, a.line(k))
+}
+
+// line looks the same up, by their records as long as there are any.
+func (a *Attributor) line(k imageKey) []process.Parent {
 	var chain []process.Parent
 	r := &a.proc
-	for pid != 0 && len(chain) < process.MaxParents {
-		if !a.r.rec.Process(pid, r) || r.Start != start {
-			return append(chain, a.parentsNow(pid, start, process.MaxParents-len(chain))...)
+	for k.pid != 0 && len(chain) < process.MaxParents {
+		if !a.r.rec.Process(k.pid, k.exec, r) || r.Start != k.start {
+			return append(chain, a.parentsNow(k.processKey, process.MaxParents-len(chain))...)
 		}
 		chain = append(chain, process.Parent{
-			PID: pid, Start: a.r.fs.UnixOf(start), Comm: process.Text([]byte(r.Comm)), Exe: a.exe(r).Path,
+			PID: k.pid, Start: a.r.fs.UnixOf(k.start), Comm: process.Text([]byte(r.Comm)), Exe: a.exe(r).Path,
 		})
-		pid, start = r.ParentPID, r.ParentStart
+		k = imageKey{processKey: processKey{r.ParentPID, r.ParentStart}, exec: r.ParentExecID}
 	}
 	return chain
 }
 
-// parentsNow returns the same of a process without a record, if it lives.
-func (a *Attributor) parentsNow(pid uint32, start uint64, most int) []process.Parent {
-	p, err := a.r.fs.Process(pid)
-	if err != nil || !a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(start)) {
+// parentsNow returns the same of a process without a record, such as one that has
+// started no other since the recording began, as /proc has it, if it lives.
+func (a *Attributor) parentsNow(k processKey, most int) []process.Parent {
+	p, err := a.r.fs.Process(k.pid)
+	if err != nil || !a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(k.start)) {
 		return nil
 	}
 	chain := append([]process.Parent{{PID: p.PID, Start: p.Start, Comm: p.Comm, Exe: p.Exe.Path}}, p.Parents...)

@@ -2,7 +2,10 @@ package attribution
 
 import (
 	"context"
+	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/process/record"
@@ -21,6 +24,7 @@ const (
 type holder struct {
 	pid   uint32
 	many  bool
+	fd    int    // one of its descriptors of the socket
 	start uint64 // ns of CLOCK_BOOTTIME
 }
 
@@ -57,7 +61,7 @@ func (r *Resolver) searcher(ctx context.Context) {
 func (r *Resolver) scan(ctx context.Context) {
 	found := map[uint32]holder{}
 	starts := map[uint32]uint64{}
-	err := r.fs.Holders(ctx, func(inode, pid uint32, _ int) error {
+	err := r.fs.Holders(ctx, func(inode, pid uint32, fd int) error {
 		h, ok := found[inode]
 		switch {
 		case !ok:
@@ -66,7 +70,7 @@ func (r *Resolver) scan(ctx context.Context) {
 				start, _ = r.fs.StartBoot(pid) // 0, if it ended: then it is no process's
 				starts[pid] = start
 			}
-			found[inode] = holder{pid: pid, start: start}
+			found[inode] = holder{pid: pid, fd: fd, start: start}
 		case h.pid != pid:
 			h.many = true
 			found[inode] = h
@@ -145,7 +149,7 @@ func (a *Attributor) held(s *sockdiag.Socket) *process.Owner {
 		}
 	case h.many || h.start == 0:
 		return nil
-	default:
+	case !h.holds(s.Inode): // to look at all descriptors takes long
 		if _, still := a.r.fs.HoldersOf([]uint32{h.pid}, s.Inode); !still {
 			return nil
 		}
@@ -161,23 +165,29 @@ func (a *Attributor) held(s *sockdiag.Socket) *process.Owner {
 	return a.whole(k)
 }
 
+// holds tells whether the descriptor is still that of the socket.
+func (h *holder) holds(inode uint32) bool {
+	var link [64]byte
+	n, err := unix.Readlink(fmt.Sprintf("/proc/%d/fd/%d", h.pid, h.fd), link[:])
+	return err == nil && string(link[:n]) == fmt.Sprintf("socket:[%d]", inode)
+}
+
 // current returns the process as /proc has it now, nil if it has ended.
 func (a *Attributor) current(h holder) *process.Process {
 	p, err := a.r.fs.Process(h.pid)
 	if err != nil || !a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(h.start)) {
 		return nil
 	}
-	return a.keepCurrent(processKey{h.pid, h.start}, p)
+	k := processKey{h.pid, h.start}
+	if c, ok := a.present[k]; ok && sameProcess(c.p, p) {
+		return a.presentWithHash(k, c)
+	}
+	return a.presentWithHash(k, put(a.present, k, present{p: p}))
 }
 
-// keepCurrent keeps a process as /proc has it now.
-func (a *Attributor) keepCurrent(k processKey, p *process.Process) *process.Process {
-	now := image{inode: p.Exe.Inode, device: p.Exe.Device}
-	copy(now.comm[:], p.Comm)
-	if c, ok := a.procs[k]; ok && c.image == now && c.p.Cmdline == p.Cmdline {
-		return a.keep(k, c)
-	}
-	return a.keep(k, cachedProcess{image: now, p: p})
+// sameProcess returns whether two looks at a process saw the same.
+func sameProcess(a, b *process.Process) bool {
+	return a.Comm == b.Comm && a.Cmdline == b.Cmdline && a.Exe.Inode == b.Exe.Inode && a.Exe.Device == b.Exe.Device && a.Exe.Deleted == b.Exe.Deleted
 }
 
 // Searches returns how often /proc was searched for who holds which socket.
