@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/verdictd/verdictd/process"
+	"github.com/verdictd/verdictd/process/procfs"
 	"github.com/verdictd/verdictd/process/record"
 	"github.com/verdictd/verdictd/process/sockdiag"
 )
@@ -172,22 +173,22 @@ func (h *holder) holds(inode uint32) bool {
 	return err == nil && string(link[:n]) == fmt.Sprintf("socket:[%d]", inode)
 }
 
-// current returns the process as /proc has it now, nil if it has ended.
+// current returns the process as /proc has it now, nil if it has ended. It is read
+// once for each file that the process runs.
 func (a *Attributor) current(h holder) *process.Process {
+	k := processKey{h.pid, h.start}
+	start, err := a.r.fs.StartBoot(h.pid)
+	if err != nil || !procfs.SameStartBoot(start, h.start) {
+		return nil
+	}
+	if c, ok := a.present[k]; ok && leadsTo(fmt.Sprintf("/proc/%d/exe", h.pid), c.p.Exe.Inode, c.p.Exe.Device) {
+		return a.presentWithHash(k, c)
+	}
 	p, err := a.r.fs.Process(h.pid)
 	if err != nil || !a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(h.start)) {
 		return nil
 	}
-	k := processKey{h.pid, h.start}
-	if c, ok := a.present[k]; ok && sameProcess(c.p, p) {
-		return a.presentWithHash(k, c)
-	}
 	return a.presentWithHash(k, put(a.present, k, present{p: p}))
-}
-
-// sameProcess returns whether two looks at a process saw the same.
-func sameProcess(a, b *process.Process) bool {
-	return a.Comm == b.Comm && a.Cmdline == b.Cmdline && a.Exe.Inode == b.Exe.Inode && a.Exe.Device == b.Exe.Device && a.Exe.Deleted == b.Exe.Deleted
 }
 
 // Searches returns how often /proc was searched for who holds which socket.
