@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -121,6 +122,33 @@ func TestPolicySeesNoMarks(t *testing.T) {
 	}
 	if len(seen) == 0 {
 		t.Error("the policy was not asked")
+	}
+}
+
+// TestNoRoom: a connection for which the table has no room is judged packet by
+// packet, and its answers by what they answer.
+func TestNoRoom(t *testing.T) {
+	b := newBench(t, engine.Config{Flows: 8}, &counted{ports: map[uint16]bool{443: true}, reads: reading(t, "dst_port")})
+	b.engine.Publish(engine.Snapshot{
+		Policy: &counted{ports: map[uint16]bool{443: true}, reads: reading(t, "dst_port")}, Generation: 2, Marks: engine.Marks{Mask: marks.Mask, Reply: marks.Reply},
+	})
+	meta := packet.Meta{Hook: packet.Input, Mark: marks.Reply}
+	const flows, room = 12, 8
+	for round := range 2 {
+		for i := range flows {
+			from := netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(40000+i)).String()
+			b.want(packet.Output, tcp(from, server, "S"), packet.Accept, engine.ReasonPolicy)
+			if action, reason := b.sendMeta(meta, tcp(server, from, "SA")); action != packet.Accept || reason != engine.ReasonEstablished {
+				t.Errorf("round %d, flow %d: answer: got %v (%s), want accept", round, i, action, reason)
+			}
+			if action, _ := b.sendMeta(meta, tcp("10.0.0.2:22", from, "SA")); action != packet.Drop {
+				t.Errorf("round %d, flow %d: answer to what is denied: got %v, want drop", round, i, action)
+			}
+		}
+	}
+	b.worker.Tick(b.now)
+	if got := b.engine.Stats(); got.Flows > room || got.FlowsNoRoom == 0 {
+		t.Errorf("got %d flows, %d times no room, in a table of %d", got.Flows, got.FlowsNoRoom, room)
 	}
 }
 

@@ -53,6 +53,7 @@ type Worker struct {
 	known, older knownDecisions
 	attributor   Attributor // nil: nobody can tell who owns a socket
 	owners       owners
+	spare        entry // of the latest flow that had no room
 	nextFlow     uint64
 	lastTick     int64
 	published    int64
@@ -286,7 +287,13 @@ func (w *Worker) restart(e *entry, dir int, m *packet.Meta) {
 func (w *Worker) begin(e *entry, dir int, m *packet.Meta) {
 	w.nextFlow++
 	w.counts.FlowsNew++
-	e.id, e.start, e.last = w.nextFlow, m.Time, m.Time
+	e.id = w.nextFlow
+	w.place(e, dir, m)
+}
+
+// place notes when and where the flow begins.
+func (w *Worker) place(e *entry, dir int, m *packet.Meta) {
+	e.start, e.last = m.Time, m.Time
 	e.initiator, e.hook, e.known = uint8(dir), m.Hook, 0
 	if w.isReply() {
 		e.initiator, e.hook = uint8(1-dir), reverseHook(m.Hook)
@@ -335,12 +342,25 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 	e := w.table.insert(key, m.Time, w.endFlow)
 	if e == nil {
 		w.counts.FlowsNoRoom++
-		return w.handleSingle(m)
+		return w.judgeSpare(m, key, dir)
 	}
 	w.begin(e, dir, m)
 	w.attribute(e, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
+	return w.judgeFlow(e, dir, m)
+}
+
+// judgeSpare judges a packet of a flow that has no room in the table, as if the
+// flow began with it. So what the kernel calls an answer still stands and falls
+// with what it answers.
+func (w *Worker) judgeSpare(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
+	e := &w.spare
+	w.owners.give(e.owner)
+	*e = entry{key: *key}
+	w.place(e, dir, m)
+	w.attribute(e, m)
+	e.count(m.Time, &w.pkt, dir)
 	return w.judgeFlow(e, dir, m)
 }
 
