@@ -143,14 +143,14 @@ func prettyOwner(b []byte, e *Event) []byte {
 		return b
 	}
 	if p := o.Process; p != nil {
-		name := p.Exe.Path
-		if name == "" {
-			name = p.Exe.Inside
+		switch {
+		case p.Exe.Path != "":
+			b = pair(b, "exe", p.Exe.Path)
+		case p.Exe.Inside != "": // which proves nothing
+			b = pair(b, "exe_inside", p.Exe.Inside)
+		default:
+			b = pair(b, "comm", p.Comm)
 		}
-		if name == "" {
-			name = p.Comm
-		}
-		b = pair(b, "exe", name)
 		b = count(b, "pid", uint64(p.PID))
 	} else if o.Source == process.Kernel && e.Hook != packet.Input {
 		b = pair(b, "from", "kernel")

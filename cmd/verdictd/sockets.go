@@ -258,11 +258,13 @@ func describeOwner(o *process.Owner) (name, pid, unit string) {
 		}
 		return
 	}
-	for _, n := range []string{o.Process.Exe.Path, o.Process.Exe.Inside, o.Process.Comm} {
-		if n != "" {
-			name = n
-			break
-		}
+	switch p := o.Process; {
+	case p.Exe.Path != "":
+		name = p.Exe.Path
+	case p.Exe.Inside != "": // which proves nothing
+		name = "inside " + p.Exe.Inside
+	case p.Comm != "":
+		name = "called " + p.Comm
 	}
 	return name, fmt.Sprint(o.Process.PID), unit
 }

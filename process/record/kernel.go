@@ -1,11 +1,7 @@
 package record
 
 import (
-	"bufio"
 	"errors"
-	"fmt"
-	"os"
-	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -55,65 +51,6 @@ func lacking() []string {
 
 // isThere says that a map has the key already.
 func isThere(err error) bool { return errors.Is(err, ebpf.ErrKeyExist) }
-
-// cgroupRoot returns where the hierarchy of cgroup version 2 is mounted.
-func cgroupRoot() (string, error) {
-	const file = "/proc/self/mountinfo"
-	f, err := os.Open(file)
-	if err != nil {
-		return "", fmt.Errorf("find cgroup version 2: %w", err)
-	}
-	defer f.Close()
-	var below string // a mount of a part of the hierarchy
-	for s := bufio.NewScanner(f); s.Scan(); {
-		root, mountpoint, ok := cgroupMount(s.Text())
-		switch {
-		case ok && root == "/":
-			return mountpoint, nil
-		case ok && below == "":
-			below = mountpoint
-		}
-	}
-	if below == "" {
-		return "", fmt.Errorf("find cgroup version 2: none is mounted in %s (mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1)", file)
-	}
-	return below, nil
-}
-
-// cgroupMount reads a line of mountinfo (proc(5)) and says whether it is a mount
-// of cgroup version 2: its root within the hierarchy, and where it is mounted.
-func cgroupMount(line string) (root, mountpoint string, ok bool) {
-	mount, source, _ := strings.Cut(line, " - ")
-	typ, _, _ := strings.Cut(source, " ")
-	words := strings.Fields(mount)
-	const rootField, pointField = 3, 4
-	if typ != "cgroup2" || len(words) <= pointField {
-		return "", "", false
-	}
-	return unescape(words[rootField]), unescape(words[pointField]), true
-}
-
-// unescape replaces blanks and the like, written \040, by themselves.
-func unescape(s string) string {
-	var out strings.Builder
-	for {
-		before, after, found := strings.Cut(s, `\`)
-		out.WriteString(before)
-		if !found {
-			return out.String()
-		}
-		const digits = 3
-		if len(after) >= digits {
-			if n, err := strconv.ParseUint(after[:digits], 8, 8); err == nil {
-				out.WriteByte(byte(n))
-				s = after[digits:]
-				continue
-			}
-		}
-		out.WriteByte('\\')
-		s = after
-	}
-}
 
 // ownNetNS returns the cookie of the caller's network namespace, 0 if the kernel
 // does not tell (before Linux 5.14).

@@ -105,20 +105,3 @@ func TestTexts(t *testing.T) {
 		t.Errorf("got %x, want %x", got, want)
 	}
 }
-
-func TestCgroupMount(t *testing.T) {
-	for _, test := range []struct {
-		line, root, mountpoint string
-		ok                     bool
-	}{
-		{"42 32 0:28 / /sys/fs/cgroup/unified rw,relatime shared:7 - cgroup2 cgroup2 rw", "/", "/sys/fs/cgroup/unified", true},
-		{"42 32 0:28 /a /mnt/a\\040b\\134 rw - cgroup2 none rw,nsdelegate", "/a", "/mnt/a b\\", true},
-		{"42 32 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu", "", "", false},
-		{"", "", "", false},
-	} {
-		root, mountpoint, ok := cgroupMount(test.line)
-		if root != test.root || mountpoint != test.mountpoint || ok != test.ok {
-			t.Errorf("%q: got %q %q %t", test.line, root, mountpoint, ok)
-		}
-	}
-}

@@ -11,12 +11,14 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/internal/cgroup2"
 )
 
 // Config says what to record. The zero value records what this host sends.
 type Config struct {
 	// Cgroup is the directory of the cgroup (version 2) whose processes are
-	// recorded; empty: the root of the hierarchy, as /proc/self/mountinfo has it.
+	// recorded; empty: the root of the hierarchy.
 	Cgroup string
 	// Forward also records flows of processes in other network namespaces, for
 	// packets that this host forwards. It costs a program call for each packet that
@@ -91,15 +93,15 @@ func (r *Recorder) open(cfg Config) error {
 
 // cgroup opens the directory to attach to.
 func (r *Recorder) cgroup(path string) (*os.File, error) {
+	var dir *os.File
+	var err error
 	if path == "" {
-		var err error
-		if path, err = cgroupRoot(); err != nil {
-			return nil, err
-		}
+		dir, path, err = cgroup2.Root()
+	} else if dir, err = os.Open(path); err != nil {
+		err = fmt.Errorf("open cgroup: %w", err)
 	}
-	dir, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("open cgroup: %w", err)
+		return nil, err
 	}
 	const rootInode = 1
 	var st unix.Stat_t
