@@ -30,7 +30,7 @@ const (
 // mmsghdr is struct mmsghdr of sendmmsg(2) and recvmmsg(2).
 type mmsghdr struct {
 	hdr unix.Msghdr
-	n   uint32
+	_   uint32 // bytes received
 }
 
 // volley is the buffers of a burst.

@@ -81,17 +81,7 @@ func (p *programs) scratch(c *code, done string) {
 func (p *programs) identify(c *code, exec bool) {
 	var r processRecord
 	o := p.offsets
-	c.add(
-		asm.LoadMem(asm.R1, asm.R10, slotTGID, asm.Word),
-		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.PID)), asm.R1, asm.Word),
-		asm.LoadMem(asm.R2, asm.R10, slotStart, asm.DWord),
-		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Start)), asm.R2, asm.DWord),
-		asm.Xor.Reg(asm.R1, asm.R2),
-		asm.LoadMem(asm.R2, asm.R10, slotExec, asm.DWord),
-		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.ExecID)), asm.R2, asm.DWord),
-		asm.Xor.Reg(asm.R1, asm.R2),
-		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Check)), asm.R1, asm.DWord),
-	)
+	p.name(c, slotTGID)
 	if exec {
 		c.add(asm.FnKtimeGetBootNs.Call(), asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Exec)), asm.R0, asm.DWord))
 	}
@@ -109,6 +99,23 @@ func (p *programs) identify(c *code, exec bool) {
 		asm.FnProbeReadKernelStr.Call(),
 	)
 	c.label(none)
+}
+
+// name fills in what names the process: the pid of the key on the stack, and what
+// slotStart and slotExec hold. R8 is the record.
+func (p *programs) name(c *code, key int16) {
+	var r processRecord
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, key, asm.Word),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.PID)), asm.R1, asm.Word),
+		asm.LoadMem(asm.R2, asm.R10, slotStart, asm.DWord),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Start)), asm.R2, asm.DWord),
+		asm.Xor.Reg(asm.R1, asm.R2),
+		asm.LoadMem(asm.R2, asm.R10, slotExec, asm.DWord),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.ExecID)), asm.R2, asm.DWord),
+		asm.Xor.Reg(asm.R1, asm.R2),
+		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Check)), asm.R1, asm.DWord),
+	)
 }
 
 // parent fills in the parent of a task, and what it ran when it made the task: if
@@ -262,17 +269,7 @@ func (p *programs) fork() asm.Instructions {
 	c.probe(slotStart, 8, asm.R6, o.taskStart)
 	c.probe(slotExec, 8, asm.R6, o.taskExecID)
 	p.keyExec(c, slotChild)
-	c.add(
-		asm.LoadMem(asm.R1, asm.R10, slotChild, asm.Word),
-		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.PID)), asm.R1, asm.Word),
-		asm.LoadMem(asm.R2, asm.R10, slotStart, asm.DWord),
-		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Start)), asm.R2, asm.DWord),
-		asm.Xor.Reg(asm.R1, asm.R2),
-		asm.LoadMem(asm.R2, asm.R10, slotExec, asm.DWord),
-		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.ExecID)), asm.R2, asm.DWord),
-		asm.Xor.Reg(asm.R1, asm.R2),
-		asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Check)), asm.R1, asm.DWord),
-	)
+	p.name(c, slotChild)
 	p.parent(c, asm.R6)
 	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Comm)), int32(len(r.Comm)), asm.R6, o.taskComm)
 	c.add(asm.Mov.Reg(asm.R3, asm.R8))
