@@ -87,9 +87,9 @@ type Process struct {
 
 // Exe is the file that a process runs.
 type Exe struct {
-	// Path leads, in the mount namespace of verdictd, to the file that runs. Empty
-	// if there is no such path, or none that is known: then Inside may say more.
-	// If Deleted, it is where the file was.
+	// Path leads, in the mount namespace of the host (that of process 1, see package
+	// procfs), to the file that runs. Empty if there is no such path, or none that
+	// is known: then Inside may say more. If Deleted, it is where the file was.
 	Path string `json:"path,omitempty"`
 	// Inside is the path as the process's own mount namespace names it. Whoever
 	// may make mount namespaces, which is everybody on many systems, chooses it:

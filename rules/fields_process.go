@@ -43,7 +43,7 @@ func processFields() []Field {
 		{Path: "process.tty", Kind: String, Scope: PerOwner, Doc: "Controlling terminal, such as pts/3.",
 			Get: known(func(p *process.Process, v *Value) bool { return str(v, p.TTY) })},
 		{Path: "process.exe", Kind: String, Scope: PerOwner,
-			Doc: "Path of the program in the file system that verdictd sees. Absent if no such path leads to the file that runs: that of a container's program is in process.exe_inside.",
+			Doc: "Path of the program in the file system of the host, as process 1 sees it. Absent if no such path leads to the file that runs: that of a container's program is in process.exe_inside.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return str(v, e.Path) })},
 		{Path: "process.exe_inside", Kind: String, Scope: PerOwner,
 			Doc: "Path of the program as its own mount namespace has it. Programs can choose it: test the container too.",

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/hook"
@@ -77,9 +78,16 @@ func (d *daemon) closeOwners() {
 	}
 }
 
-// checkRecording warns if nothing records who uses sockets, or no rule who sends.
+// checkRecording warns if nothing records who uses sockets, or no rule who sends,
+// or if not all can be known of them.
 func (d *daemon) checkRecording() {
-	if d.owners == nil || d.attribution != attribution.Auto {
+	if d.owners == nil {
+		return
+	}
+	if missing := d.owners.Report().Missing; len(missing) > 0 {
+		d.log.Warn("less will be known of programs", "missing", strings.Join(missing, "; "), "remedy", "verdictd doctor")
+	}
+	if d.attribution != attribution.Auto {
 		return
 	}
 	err := d.owners.Recorded()

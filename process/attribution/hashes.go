@@ -55,7 +55,7 @@ func (h *hashes) of(p processKey, e *process.Exe) (sum string, ok bool) {
 	if e.Path == "" || e.Deleted {
 		return "", false
 	}
-	file, ok := procfs.KeyAt(e.Path)
+	file, ok := h.hasher.KeyAt(e.Path)
 	if !ok || file.Inode != e.Inode || file.Device != e.Device {
 		return "", false
 	}

@@ -17,7 +17,7 @@ type Report struct {
 	Reason    string `json:"reason,omitempty"`
 	// Programs that record, in order of their names.
 	Programs []Program `json:"programs,omitempty"`
-	// Missing names what is not recorded, and why.
+	// Missing names what is not recorded or cannot be read, and why.
 	Missing []string `json:"missing,omitempty"`
 	// Unrecorded counts the records that the kernel did not take; 0 in normal
 	// operation.
@@ -63,6 +63,7 @@ func (r *Resolver) Report() Report {
 	if r.rec != nil {
 		report.recorded(r.rec.Stats())
 	}
+	report.Missing = append(report.Missing, r.fs.Missing()...)
 	diag, err := r.openDiag()
 	if err != nil {
 		report.NoSockDiag = err.Error()

@@ -37,6 +37,31 @@ func BenchmarkExe(b *testing.B) {
 	}
 }
 
+// BenchmarkHost is BenchmarkExe and BenchmarkResolveExeEnded where process 1 has
+// another mount namespace than we.
+func BenchmarkHost(b *testing.B) {
+	h := newHost(b)
+	c, path, st := h.run("a")
+	for _, name := range []string{"at its path", "deleted"} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := h.fs.Exe(c.pid); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run("ended/"+name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				h.fs.ResolveExe(path, st.inode, st.device, h.fs.ref.mountNS, 1<<30, 0)
+			}
+		})
+		h.in(func() { os.Remove(path) })
+	}
+	b.ReportMetric(float64(len(must(mounts(h.fs.ref.process))(b))), "mounts")
+}
+
 func BenchmarkStartBoot(b *testing.B) {
 	fs, pid := open(b), uint32(os.Getpid())
 	for b.Loop() {
@@ -52,7 +77,7 @@ func BenchmarkResolveExeEnded(b *testing.B) {
 	st := statOf(b, path)
 	b.ReportAllocs()
 	for b.Loop() {
-		fs.ResolveExe(path, st.inode, st.device, fs.mountNS, 1<<30, 0)
+		fs.ResolveExe(path, st.inode, st.device, fs.ref.mountNS, 1<<30, 0)
 	}
 }
 

@@ -13,6 +13,10 @@ import (
 	"github.com/verdictd/verdictd/process"
 )
 
+// fileidKernfs is FILEID_KERNFS, include/linux/exportfs.h: the handle of a file of
+// cgroup2 is its inode.
+const fileidKernfs = 0xfe
+
 // openCgroups keeps the root of the hierarchy if it is what mountinfo says, and
 // not something mounted over it.
 func (fs *FS) openCgroups(point string) {
@@ -82,7 +86,6 @@ func (fs *FS) cgroupID(path string) (uint64, error) {
 // ErrGone if it was removed. An error without ErrGone if cgroup2 is not mounted,
 // the right is missing, or the group is outside of our cgroup namespace.
 func (fs *FS) Cgroup(id uint64) (process.Cgroup, error) {
-	const fileidKernfs = 0xfe // FILEID_KERNFS, include/linux/exportfs.h
 	if fs.cgroups < 0 {
 		return process.Cgroup{}, fmt.Errorf("look up cgroup %d: no hierarchy (mount cgroup2)", id)
 	}

@@ -11,18 +11,47 @@
 // descriptor, which the kernel ties to the process and not to the number.
 //
 // Rights: CAP_SYS_PTRACE for executables and descriptors of others' processes,
-// CAP_DAC_READ_SEARCH for control groups by id; as root of the initial user
-// namespace there is nothing to do. Pids are those of the pid namespace that the
-// proc file system was mounted in.
+// CAP_DAC_READ_SEARCH for control groups by id and for directories that are closed
+// to root; as root of the initial user namespace there is nothing to do. Pids are
+// those of the pid namespace that the proc file system was mounted in.
 //
-// Paths of executables are told in the mount namespace of verdictd. If a service
-// manager gives it one of its own, the path of a file that was deleted or
-// replaced is never known, as its mount is not ours, and what is hidden
-// (PrivateTmp=, ProtectHome=yes) has no path: Inside has it. Without CAP_SYS_ADMIN
-// and CAP_SYS_CHROOT, or under RestrictNamespaces=, Open cannot tell whether our
-// root directory is that of the namespace, with the first of these consequences.
+// # Whose paths
 //
-// File systems in user space (FUSE), and dead
-// network file systems, can let a call that looks at an executable wait: who must
-// not wait calls from a goroutine of its own.
+// A path of an executable is told as process 1 of that pid namespace sees it: on a
+// host the init system's mount namespace, whatever the service manager has hidden
+// from verdictd or put in its place (ProtectSystem=, PrivateTmp=); in a container
+// with pids of its own, the container's. It is looked up from /proc/1/root, and no
+// link leads out of that (openat2, RESOLVE_IN_ROOT; before Linux 5.6 links are not
+// followed at all). What is believed, and why:
+//
+//   - A path that leads to the very file, by device and inode: to make it lead
+//     there takes the right to write in a directory of the host.
+//   - The path of a file that is gone, if the mount it was opened through is one of
+//     that namespace. The kernel makes the path by walking from the file to where
+//     no mount is above. Mounts of other namespaces, which users can make in a user
+//     namespace, and mounts that were taken away are in no list of mounts that the
+//     kernel gives for process 1, also if the file is executed in another namespace
+//     by its descriptor; and the number of a mount is not used again while the file
+//     is open.
+//   - For the latter to be a path from process 1's root directory, that must be the
+//     root of its namespace, and our own must be in another namespace: else the
+//     kernel would end its walk there. FS.Open proves both by the path that the
+//     kernel has for /proc/1/root, without any right but to open it.
+//
+// A process in a chroot, or in a container that shares its files with the host,
+// has a path with the directory of that chroot before it. One in a container with
+// a file system of its own has only Inside.
+//
+// Our own mount namespace is used if it is process 1's, if /proc/1/root may not be
+// opened or if the proof fails, which it does if process 1 or verdictd was put into
+// a chroot in process 1's namespace. Paths are then those from our root directory.
+// That it is the root of the namespace shows by entering the namespace again, with
+// CAP_SYS_ADMIN and CAP_SYS_CHROOT and without RestrictNamespaces=; if it cannot be
+// shown, files that are gone have no Path. FS.Missing tells.
+//
+// # What can wait
+//
+// File systems in user space (FUSE), and dead network file systems, can let a call
+// that looks at an executable wait: who must not wait calls from a goroutine of its
+// own.
 package procfs

@@ -17,9 +17,12 @@ import (
 //
 //   - It leads to the very file (device and inode) that runs. Then it does not
 //     matter who says so.
-//   - It does not, but the file was opened through a mount of our own mount
-//     namespace, so its link in /proc, which the kernel makes by walking from the
-//     file to the root, names the place where it was: Deleted.
+//   - It does not, but the file was opened through a mount of the reference, so
+//     its link in /proc, which the kernel makes by walking from the file to the
+//     root, names the place where it was: Deleted.
+//
+// The reference is the mount namespace of process 1 or, if that cannot be had,
+// our own: see the package.
 //
 // In which mount namespace the process is says nothing: a file opened in another
 // one can be executed by its descriptor, and /proc/PID/exe then shows the path
@@ -85,10 +88,7 @@ func (fs *FS) exe(e entry, st stat) process.Exe {
 	if err != nil || string(text) == "/" {
 		return exe
 	}
-	place(&exe, string(text), running, func() bool {
-		_, ours := fs.ourMount(fd)
-		return ours && fs.atRoot
-	})
+	fs.ref.place(&exe, string(text), running, func() bool { return fs.ref.atRoot && fs.ref.has(fd) })
 	return exe
 }
 
@@ -109,12 +109,12 @@ func (fs *FS) openExe(e entry, st stat) (int, error) {
 // mark is what the kernel appends to the path of a file that has lost it.
 const mark = " (deleted)"
 
-// place sets Path, Inside and Deleted by the kernel's text. ours tells whether
-// text was walked from the root of our mount namespace; it is asked only if the
-// file is not at its path.
-func place(exe *process.Exe, text string, running file, ours func() bool) {
+// place sets Path, Inside and Deleted by the kernel's text. walked tells whether
+// text was walked to the root of the reference; it is asked only if the file is
+// not at its path.
+func (r *reference) place(exe *process.Exe, text string, running file, walked func() bool) {
 	path, marked := strings.CutSuffix(text, mark)
-	there, err := lookAt(text)
+	there, err := r.look(text)
 	if err == nil && there.same(running) {
 		exe.Inside, exe.Deleted = process.Text([]byte(text)), false
 		exe.Path = exe.Inside
@@ -130,22 +130,14 @@ func place(exe *process.Exe, text string, running file, ours func() bool) {
 	if marked {
 		exe.Deleted = true
 		// Deleted, and put back as a link to the same file.
-		if there, err := lookAt(path); err == nil && there.same(running) {
+		if there, err := r.look(path); err == nil && there.same(running) {
 			exe.Path, exe.Deleted = exe.Inside, false
 			return
 		}
 	}
-	if strings.HasPrefix(path, "/") && ours() {
+	if strings.HasPrefix(path, "/") && walked() {
 		exe.Path, exe.Deleted = exe.Inside, true
 	}
-}
-
-// lookAt looks at what an absolute path leads to from our root.
-func lookAt(path string) (file, error) {
-	if !strings.HasPrefix(path, "/") {
-		return file{}, unix.ENOENT
-	}
-	return fileAt(unix.AT_FDCWD, path, 0)
 }
 
 // Device converts a device number as the kernel keeps it (s_dev of a super block)
@@ -168,7 +160,8 @@ func Device(kernel uint32) uint64 {
 //
 // While the process lives and runs that file, the answer is that of Exe. If it
 // does not, Path is set if it leads to a file of that inode and device, and, as
-// Deleted, if mountNS is our own namespace and our root directory is its root.
+// Deleted, if mountNS is the namespace of the reference and its root directory is
+// the root of that.
 // Inode and Device are as stat(2) gives them if the file is found, else as
 // recorded. On btrfs and overlayfs s_dev is not the device of stat(2): then the
 // device of the mount that the path leads to is compared.
@@ -186,11 +179,11 @@ func (fs *FS) ResolveExe(inside string, inode, device uint64, mountNS uint32, pi
 	if !strings.HasPrefix(inside, "/") {
 		return exe
 	}
-	ours := mountNS == fs.mountNS && fs.atRoot
-	fd, err := openat(unix.AT_FDCWD, inside, pathOnly)
+	walked := fs.ref.atRoot && mountNS == fs.ref.mountNS
+	fd, err := fs.ref.open(inside)
 	if err != nil {
 		// Only that there is nothing shows that the file is gone.
-		if gone := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR); ours && gone {
+		if gone := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR); walked && gone {
 			exe.Path, exe.Deleted = exe.Inside, true
 		}
 		return exe
@@ -199,9 +192,9 @@ func (fs *FS) ResolveExe(inside string, inode, device uint64, mountNS uint32, pi
 	there, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
 	switch {
 	case err != nil || inode == 0:
-	case isRecorded(fs.self, fd, there, recorded):
+	case isRecorded(fs.ref.process, fd, there, recorded):
 		exe.Path, exe.Device = exe.Inside, there.device
-	case ours:
+	case walked:
 		exe.Path, exe.Deleted = exe.Inside, true
 	}
 	return exe

@@ -47,7 +47,7 @@ type Hasher struct {
 type Request struct {
 	PID       uint32
 	StartBoot uint64 // ns of CLOCK_BOOTTIME, see SameStartBoot
-	// Path is looked at if the process has ended or runs another file by now;
+	// Path, an Exe.Path, is looked at if the process has ended or runs another file by now;
 	// empty, or not the bytes of a path (see process.Text), means only the process.
 	Path string
 	Exe  process.Exe // Inode and Device say which file
@@ -87,10 +87,11 @@ func (h *Hasher) Lookup(key Key) (sha256 string, ok bool) {
 	return sha256, ok
 }
 
-// KeyAt returns the key of the file that a path leads to. It costs one system
-// call, which can wait for a file system in user space.
-func KeyAt(path string) (Key, bool) {
-	key, regular, err := keyOf(unix.AT_FDCWD, path, 0)
+// KeyAt returns the key of the file that an Exe.Path leads to. It costs one system
+// call, or three if paths are those of another mount namespace, and can wait for a
+// file system in user space.
+func (h *Hasher) KeyAt(path string) (Key, bool) {
+	key, regular, err := h.fs.ref.key(path)
 	return key, err == nil && regular
 }
 
@@ -153,7 +154,7 @@ func (fs *FS) openToRead(r Request) (int, error) {
 	if r.Path == "" {
 		return -1, ErrGone
 	}
-	at, err := openat(unix.AT_FDCWD, r.Path, pathOnly)
+	at, err := fs.ref.open(r.Path)
 	if err != nil {
 		return -1, ErrGone
 	}

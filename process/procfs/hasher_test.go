@@ -62,7 +62,7 @@ func TestHasher(t *testing.T) {
 	h, ask := hasher(t, fs, HasherConfig{})
 	path := program(t, filepath.Join(t.TempDir(), "a"), "")
 	c := start(t, path, nil)
-	want, key := sum(t, path), must2(KeyAt(path))(t)
+	want, key := sum(t, path), must2(h.KeyAt(path))(t)
 	r := Request{PID: c.pid, StartBoot: must(fs.StartBoot(c.pid))(t), Path: path, Exe: must(fs.Exe(c.pid))(t)}
 	if _, ok := h.Lookup(key); ok {
 		t.Error("kept before it was asked for")
@@ -168,7 +168,7 @@ func TestHasherChanging(t *testing.T) {
 	if _, err := f.WriteAt([]byte("z"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if got, ok := h.Lookup(must2(KeyAt(path))(t)); ok {
+	if got, ok := h.Lookup(must2(h.KeyAt(path))(t)); ok {
 		t.Errorf("changed content has hash %s", got)
 	}
 	if res := ask(r); res.Err != nil || res.SHA256 != sum(t, path) {

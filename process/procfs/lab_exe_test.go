@@ -49,7 +49,7 @@ func TestExe(t *testing.T) {
 			dir := path[:len(path)-len(tt.file)]
 			tt.change(t, path)
 			want := process.Exe{Path: dir + tt.want, Inside: dir + tt.want, Inode: truth.inode, Device: truth.device, Deleted: tt.deleted}
-			if tt.deleted && !fs.atRoot { // without rights nobody can say whose path it is
+			if tt.deleted && !fs.ref.atRoot { // without rights nobody can say whose path it is
 				want.Path = ""
 			}
 			if got := must(fs.Exe(c.pid))(t); got != want {
@@ -103,8 +103,8 @@ func TestLabExeMountNamespace(t *testing.T) {
 		text, _ := os.Readlink("/proc/" + strconv.Itoa(int(c.pid)) + "/exe")
 		e := must(fs.entry(c.pid))(t)
 		defer e.close()
-		if ns := must(namespace(e.fd, "ns/mnt"))(t); ns != fs.mountNS || text != spoofed {
-			t.Fatalf("the test does not spoof: namespace %d, ours %d, text %q", ns, fs.mountNS, text)
+		if ns := must(namespace(e.fd, "ns/mnt"))(t); ns != fs.ref.mountNS || text != spoofed {
+			t.Fatalf("the test does not spoof: namespace %d, ours %d, text %q", ns, fs.ref.mountNS, text)
 		}
 		if got := must(fs.Exe(c.pid))(t); got != want {
 			t.Errorf("got %+v, want %+v", got, want)

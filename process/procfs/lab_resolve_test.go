@@ -24,9 +24,9 @@ func TestLabResolveExe(t *testing.T) {
 		change        func(t *testing.T, path string)
 		path, deleted bool
 	}{
-		{"ours", fs.mountNS, func(*testing.T, string) {}, true, false},
-		{"ours, deleted", fs.mountNS, func(t *testing.T, p string) { remove(t, p) }, true, true},
-		{"ours, directory deleted", fs.mountNS, func(t *testing.T, p string) {
+		{"ours", fs.ref.mountNS, func(*testing.T, string) {}, true, false},
+		{"ours, deleted", fs.ref.mountNS, func(t *testing.T, p string) { remove(t, p) }, true, true},
+		{"ours, directory deleted", fs.ref.mountNS, func(t *testing.T, p string) {
 			if err := os.RemoveAll(filepath.Dir(p)); err != nil {
 				t.Fatal(err)
 			}
@@ -34,7 +34,7 @@ func TestLabResolveExe(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, true, true},
-		{"ours, replaced", fs.mountNS, func(t *testing.T, p string) { program(t, p, "x") }, true, true},
+		{"ours, replaced", fs.ref.mountNS, func(t *testing.T, p string) { program(t, p, "x") }, true, true},
 		{"foreign, same file", foreign, func(*testing.T, string) {}, true, false},
 		{"foreign, another file", foreign, func(t *testing.T, p string) { program(t, p, "x") }, false, false},
 		{"foreign, nothing there", foreign, func(t *testing.T, p string) { remove(t, p) }, false, false},

@@ -24,7 +24,7 @@ func TestOurMount(t *testing.T) {
 			continue
 		}
 		listed, ok := listedMount(fs.self, fd)
-		if device, ours := fs.ourMount(fd); !ok || !ours || device != listed {
+		if device, ours := ourMount(fs.self, fd); !ok || !ours || device != listed {
 			t.Errorf("%s: device %x, %v, listed as %x, %v", m.point, device, ours, listed, ok)
 		}
 		seen++
@@ -47,7 +47,7 @@ func TestLabForeignMount(t *testing.T) {
 		}
 		defer unix.Close(fd)
 		after()
-		if _, ours := fs.ourMount(fd); ours {
+		if _, ours := ourMount(fs.self, fd); ours {
 			t.Errorf("%s: statmount says it is ours", name)
 		}
 		if _, ours := listedMount(fs.self, fd); ours {

@@ -14,11 +14,10 @@ var ErrGone = errors.New("gone")
 // FS reads a proc file system and the hierarchy of control groups. Its methods
 // may be called from any goroutine, but Close only after all others.
 type FS struct {
-	root    int   // the proc file system, an O_PATH descriptor
-	self    int   // /proc/self
-	boot    int64 // Unix ns of the boot
-	atRoot  bool  // our root directory is that of our mount namespace
-	mountNS uint32
+	root int   // the proc file system, an O_PATH descriptor
+	self int   // /proc/self
+	boot int64 // Unix ns of the boot
+	ref  reference
 
 	cgroups     int    // root of the cgroup2 hierarchy; -1 if it is not mounted
 	cgroupMount string // where it is mounted
@@ -26,11 +25,11 @@ type FS struct {
 
 // Open opens the proc file system that is mounted at root, "/proc", and finds
 // the cgroup2 hierarchy in /proc/self/mountinfo. Without cgroup2 the rest works,
-// and CgroupOf has no ID.
+// and CgroupOf has no ID. What else cannot be had is no error either: Missing.
 //
-// Close frees three descriptors.
+// Close frees up to five descriptors.
 func Open(root string) (*FS, error) {
-	fs := &FS{self: -1, cgroups: -1}
+	fs := &FS{self: -1, cgroups: -1, ref: reference{process: -1, root: -1}}
 	var err error
 	if fs.root, err = unix.Open(root, pathDir, 0); err != nil {
 		return nil, fmt.Errorf("open %s: %w (is proc mounted there?)", root, err)
@@ -49,10 +48,9 @@ func (fs *FS) open(root string) error {
 	if fs.boot, err = bootTime(); err != nil {
 		return err
 	}
-	if fs.mountNS, err = namespace(fs.self, "ns/mnt"); err != nil {
-		return fmt.Errorf("read own mount namespace: %w", err)
+	if err := fs.openReference(); err != nil {
+		return err
 	}
-	fs.atRoot = atRoot()
 	list, err := mounts(fs.self)
 	if err != nil {
 		return err
@@ -68,6 +66,9 @@ func (fs *FS) open(root string) error {
 // Close frees the descriptors.
 func (fs *FS) Close() error {
 	var errs []error
+	if fs.ref.foreign() {
+		errs = append(errs, fs.ref.close())
+	}
 	for _, fd := range []int{fs.root, fs.self, fs.cgroups} {
 		if fd >= 0 {
 			errs = append(errs, unix.Close(fd))
