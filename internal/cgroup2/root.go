@@ -12,8 +12,8 @@ import (
 )
 
 // Root opens the root directory of the hierarchy. point is where it is mounted: "/"
-// if it is nowhere, as in a mount namespace with a /sys of its own (ip netns exec
-// makes one). It is then mounted for the descriptor alone, which nobody else sees
+// if it is nowhere to be seen, as in a mount namespace with a /sys of its own (ip
+// netns exec makes one). It is then mounted for the descriptor alone, which nobody else sees
 // and nothing is left of when the descriptor is closed.
 //
 // Where only a part of the hierarchy is mounted, as in a container, the root is that
@@ -30,22 +30,38 @@ func Root() (root *os.File, point string, err error) {
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
 		top, mounted, ok := mount(s.Text())
-		if ok && (top == "/" || point == "") {
-			point = mounted
+		if !ok || top != "/" && point != "" {
+			continue
 		}
-		if ok && top == "/" {
-			break
+		if dir := openMount(mounted); dir != nil {
+			if root != nil {
+				root.Close() // of a part
+			}
+			root, point = dir, mounted
+		}
+		if root != nil && top == "/" {
+			return root, point, nil
 		}
 	}
-	if point == "" {
+	if root == nil {
 		root, err = detached()
-		return root, "/", err
+		point = "/"
 	}
+	return root, point, err
+}
+
+// openMount opens the root of a mount, nil if something is mounted over it.
+func openMount(point string) *os.File {
 	fd, err := unix.Open(point, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, "", fmt.Errorf("open the root of cgroup version 2, %s: %w", point, err)
+		return nil
 	}
-	return os.NewFile(uintptr(fd), point), point, nil
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil || int64(st.Type) != unix.CGROUP2_SUPER_MAGIC {
+		unix.Close(fd)
+		return nil
+	}
+	return os.NewFile(uintptr(fd), point)
 }
 
 // detached mounts the hierarchy nowhere.
@@ -59,9 +75,14 @@ func detached() (*os.File, error) {
 	if err == nil {
 		fd, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
 	}
+	var root int
+	if err == nil { // a descriptor that is only a place, as this one, serves for less
+		defer unix.Close(fd)
+		root, err = unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
 	switch {
 	case err == nil:
-		return os.NewFile(uintptr(fd), "cgroup2"), nil
+		return os.NewFile(uintptr(root), "cgroup2"), nil
 	case errors.Is(err, unix.ENODEV):
 		return nil, errors.New("find cgroup version 2: the kernel has none (needs CONFIG_CGROUPS)")
 	}

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/process/record"
@@ -188,20 +186,11 @@ func (a *Attributor) exe(r *record.Process) process.Exe {
 	if r.PathCut {
 		path = ""
 	}
-	if r.Inode != 0 && leadsTo(path, r.Inode, r.Device) {
+	if a.r.fs.LeadsTo(path, r.Inode, r.Device) {
 		text := process.Text([]byte(path))
 		return process.Exe{Path: text, Inside: text, Inode: r.Inode, Device: r.Device}
 	}
 	return a.r.fs.ResolveExe(path, r.Inode, r.Device, r.MountNS, r.PID, r.Start)
-}
-
-// leadsTo tells whether an absolute path leads to a file, without going to a server
-// for it.
-func leadsTo(path string, inode, device uint64) bool {
-	var stx unix.Statx_t
-	const flags = unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT
-	return strings.HasPrefix(path, "/") && unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_INO, &stx) == nil &&
-		stx.Ino == inode && unix.Mkdev(stx.Dev_major, stx.Dev_minor) == device
 }
 
 // parents returns the process k and its ancestors. Processes that are started by

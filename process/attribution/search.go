@@ -181,7 +181,7 @@ func (a *Attributor) current(h holder) *process.Process {
 	if err != nil || !procfs.SameStartBoot(start, h.start) {
 		return nil
 	}
-	if c, ok := a.present[k]; ok && leadsTo(fmt.Sprintf("/proc/%d/exe", h.pid), c.p.Exe.Inode, c.p.Exe.Device) {
+	if c, ok := a.present[k]; ok && a.r.fs.Runs(h.pid, c.p.Exe.Inode, c.p.Exe.Device) {
 		return a.presentWithHash(k, c)
 	}
 	p, err := a.r.fs.Process(h.pid)

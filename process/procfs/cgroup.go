@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/verdictd/verdictd/internal/cgroup2"
 	"github.com/verdictd/verdictd/process"
 )
 
@@ -30,6 +31,19 @@ func (fs *FS) openCgroups(point string) {
 		return
 	}
 	fs.cgroups, fs.cgroupMount = fd, point
+}
+
+// mountCgroups opens the hierarchy where it is not mounted in our mount namespace.
+func (fs *FS) mountCgroups() {
+	root, point, err := cgroup2.Root()
+	if err != nil {
+		return
+	}
+	defer root.Close()
+	fd, err := unix.FcntlInt(root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		fs.cgroups, fs.cgroupMount = fd, point
+	}
 }
 
 // CgroupOf returns the control group that a process is in. ID is 0 if its

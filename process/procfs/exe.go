@@ -147,6 +147,19 @@ func Device(kernel uint32) uint64 {
 	return unix.Mkdev(kernel>>minorBits, kernel&(1<<minorBits-1))
 }
 
+// LeadsTo tells whether a path, as process.Exe.Path has it, leads to a file. It
+// costs one or two system calls.
+func (fs *FS) LeadsTo(path string, inode, device uint64) bool {
+	there, err := fs.ref.look(path)
+	return err == nil && inode != 0 && there.same(file{inode: inode, device: device})
+}
+
+// Runs tells whether a process runs a file now, by one system call.
+func (fs *FS) Runs(pid uint32, inode, device uint64) bool {
+	there, err := fileAt(fs.root, strconv.FormatUint(uint64(pid), 10)+"/exe", 0)
+	return err == nil && inode != 0 && there.same(file{inode: inode, device: device})
+}
+
 // ResolveExe is Exe for a record that was made in the kernel when the process
 // executed a file; the process may have ended since.
 //

@@ -60,6 +60,9 @@ func (fs *FS) open(root string) error {
 			fs.openCgroups(m.point)
 		}
 	}
+	if fs.cgroups < 0 && root == "/proc" {
+		fs.mountCgroups()
+	}
 	return nil
 }
 
