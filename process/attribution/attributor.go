@@ -21,6 +21,7 @@ type Attributor struct {
 	key    packet.Key
 
 	caches
+	lookout lookout
 }
 
 // New returns an Attributor. If sock_diag cannot be asked it does without, and

@@ -108,7 +108,7 @@ func sentBy(local, remote netip.AddrPort) (*packet.Meta, *packet.Packet) {
 		Status: packet.OK, Version: 4, Protocol: packet.ProtoUDP, HasPorts: true,
 		Src: local.Addr(), SrcPort: local.Port(), Dst: remote.Addr(), DstPort: remote.Port(),
 	}
-	return &packet.Meta{Hook: packet.Output, HasUID: true, HasGID: true}, p
+	return &packet.Meta{Time: time.Now().UnixNano(), Hook: packet.Output, HasUID: true, HasGID: true}, p
 }
 
 // TestLabYoungProcess: without BPF, a program that begins, opens a socket and goes

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/verdictd/verdictd/internal/nfnl"
 	"github.com/verdictd/verdictd/process/connector"
@@ -16,10 +17,14 @@ import (
 
 // Where nothing is recorded, a socket that is not known from a search is mostly
 // that of a process that has just begun. So the youngest are looked at while its
-// first packet waits.
+// first packet waits, if any are young, and not for every packet: a program that
+// opens socket after socket is not among them.
 const (
 	youngest  = 8  // that are looked at, some 50 microseconds each
 	keptYoung = 64 // that are remembered
+
+	young     = time.Second          // after a process has begun
+	lookEvery = 2 * time.Millisecond // one Attributor, at most
 )
 
 // recent are the processes that have begun last. One goroutine writes it, any may
@@ -27,12 +32,14 @@ const (
 type recent struct {
 	places [keptYoung]atomic.Uint64 // pid and, in the upper half, that of its parent
 	next   atomic.Uint32
+	latest atomic.Int64 // Unix ns of the latest add
 }
 
 func (r *recent) add(pid, parent uint32) {
 	n := r.next.Load()
 	r.places[n%keptYoung].Store(uint64(parent)<<32 | uint64(pid))
 	r.next.Store(n + 1)
+	r.latest.Store(time.Now().UnixNano())
 }
 
 // each gives the youngest processes to yield, until it returns false.
@@ -79,13 +86,21 @@ func (r *Resolver) followProcesses(ctx context.Context) error {
 	})
 }
 
+// lookout is when an Attributor looked at young processes.
+type lookout struct {
+	looked int64  // Unix ns of the last look
+	last   uint32 // number that the kernel gave last, where it does not tell of processes
+	given  int64  // Unix ns when that was first seen
+}
+
 // young returns the process that holds the socket, if it is one of the youngest
-// and its parent does not hold it too.
-func (a *Attributor) young(s *sockdiag.Socket) (h holder, ok bool) {
-	each := a.r.recent.each
-	if a.r.noConnector.Load() != nil {
-		each = a.r.latest
+// and its parent does not hold it too. now is the packet's time.
+func (a *Attributor) young(s *sockdiag.Socket, now int64) (h holder, ok bool) {
+	each := a.youngOnes(now)
+	if each == nil {
+		return holder{}, false
 	}
+	a.lookout.looked = now
 	each(func(pid, parent uint32) bool {
 		if _, holds := a.r.fs.HoldersOf([]uint32{pid}, s.Inode); !holds {
 			return true
@@ -106,24 +121,49 @@ func (a *Attributor) young(s *sockdiag.Socket) (h holder, ok bool) {
 	return h, ok
 }
 
-// latest gives the processes with the numbers that the kernel gave last. It serves
-// where the kernel does not tell which processes begin; the numbers of threads are
-// among them.
-func (r *Resolver) latest(yield func(pid, parent uint32) bool) {
-	text, err := os.ReadFile("/proc/loadavg") // 0.20 0.18 0.12 1/80 11206: the last is that number
-	if err != nil {
-		return
+// youngOnes returns what gives the youngest processes, nil if none is young or it
+// is too early for another look.
+func (a *Attributor) youngOnes(now int64) func(yield func(pid, parent uint32) bool) {
+	l := &a.lookout
+	if since := now - l.looked; since >= 0 && since < int64(lookEvery) {
+		return nil
 	}
-	fields := strings.Fields(string(text))
-	last, err := strconv.ParseUint(fields[len(fields)-1], 10, 32)
-	if err != nil {
-		return
+	if a.r.noConnector.Load() == nil {
+		if now-a.r.recent.latest.Load() > int64(young) {
+			return nil
+		}
+		return a.r.recent.each
 	}
-	for pid := uint32(last); pid > 0 && uint32(last)-pid < 2*youngest; pid-- {
-		if !yield(pid, 0) {
-			return
+	// The kernel does not tell which processes begin. So the numbers that it gave
+	// last are tried; those of threads are among them.
+	if last := lastPID(); last != l.last {
+		l.last, l.given = last, now
+	}
+	if now-l.given > int64(young) {
+		return nil
+	}
+	return func(yield func(pid, parent uint32) bool) {
+		for pid := l.last; pid > 0 && l.last-pid < 2*youngest; pid-- {
+			if !yield(pid, 0) {
+				return
+			}
 		}
 	}
+}
+
+// lastPID returns the number that the kernel gave last to a process or thread; 0
+// if it does not tell.
+func lastPID() uint32 {
+	text, err := os.ReadFile("/proc/loadavg") // 0.20 0.18 0.12 1/80 11206: the last is that number
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(text))
+	if len(fields) == 0 {
+		return 0
+	}
+	last, _ := strconv.ParseUint(fields[len(fields)-1], 10, 32)
+	return uint32(last)
 }
 
 // openConnector listens to what the kernel tells of processes. It tells it only in

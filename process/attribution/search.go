@@ -137,7 +137,7 @@ func (r *Resolver) Seed(ctx context.Context) {
 
 // held returns the one process that holds the socket, as the last search saw it
 // and as it still is, or one that has begun since; nil if there is none.
-func (a *Attributor) held(s *sockdiag.Socket) *process.Owner {
+func (a *Attributor) held(s *sockdiag.Socket, now int64) *process.Owner {
 	holders := a.r.holders.Load()
 	if holders == nil || s.Inode == 0 {
 		return nil
@@ -145,7 +145,7 @@ func (a *Attributor) held(s *sockdiag.Socket) *process.Owner {
 	h, ok := (*holders)[s.Inode]
 	switch {
 	case !ok:
-		if h, ok = a.young(s); !ok {
+		if h, ok = a.young(s, now); !ok {
 			return nil
 		}
 	case h.many || h.start == 0:

@@ -2,6 +2,7 @@ package attribution
 
 import (
 	"context"
+	"time"
 
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
@@ -25,7 +26,7 @@ func (r *Resolver) Sockets(ctx context.Context, yield func(s *sockdiag.Socket, o
 			return nil
 		}
 		seen[s.Cookie] = true
-		return yield(s, a.ownerOf(s, &packet.Meta{}))
+		return yield(s, a.ownerOf(s, &packet.Meta{Time: time.Now().UnixNano()}))
 	})
 }
 
@@ -35,7 +36,7 @@ func (a *Attributor) ownerOf(s *sockdiag.Socket, m *packet.Meta) *process.Owner 
 	if a.r.rec != nil && s.Cookie != 0 && a.r.rec.Owner(s.Cookie, &a.owner) {
 		return a.recorded(&a.owner, process.BPFCookie)
 	}
-	if o := a.held(s); o != nil {
+	if o := a.held(s, m.Time); o != nil {
 		return o
 	}
 	if s.Inode == 0 {
