@@ -27,7 +27,7 @@ func TestLabOwnerRecordsStay(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			setup(t, labtest.GCC)
+			setup(t, labtest.GCC, labtest.BPF)
 			lan, b := labtest.Pair(t), newSenders(t)
 			old := b.serve(lan.Client, 4, 20000)
 			u := startUpgradable(t, lan.Client, acceptAll, "--hook", "input")
@@ -60,7 +60,7 @@ func TestLabOwnerRecordsStay(t *testing.T) {
 // makes one, the hierarchy of control groups is not mounted.
 func TestLabOwnerOwnSys(t *testing.T) {
 	const count = 64
-	setup(t, labtest.GCC)
+	setup(t, labtest.GCC, labtest.BPF)
 	lan, b := labtest.Pair(t), newSenders(t)
 	group := newCgroup(t)
 	d := &daemon{t: t, ns: lan.Client}
@@ -85,7 +85,7 @@ func TestLabOwnerOwnSys(t *testing.T) {
 // TestLabOwnerPolicy: a policy that names program, hash, parent and control group
 // lets through what it names and nothing else.
 func TestLabOwnerPolicy(t *testing.T) {
-	setup(t, labtest.GCC)
+	setup(t, labtest.GCC, labtest.BPF)
 	lan, b := labtest.Pair(t), newSenders(t)
 	group := newCgroup(t)
 	plain, renamed := filepath.Join(b.dir, "plain"), filepath.Join(b.dir, "renamed")

@@ -72,7 +72,7 @@ func (b *senders) kind(ns *lab.Namespace, kind string, port uint16) (pid uint32,
 // TestLabOwnerKinds: every kind of socket that can send, each by a program that
 // ends at once.
 func TestLabOwnerKinds(t *testing.T) {
-	setup(t, labtest.GCC)
+	setup(t, labtest.GCC, labtest.BPF)
 	lan, b := labtest.Pair(t), newSenders(t)
 	b.buildKinds()
 	if err := lan.Client.Sysctl("net/ipv4/ping_group_range", "0 2147483647"); err != nil {
@@ -100,7 +100,7 @@ func TestLabOwnerKinds(t *testing.T) {
 // TestLabOwnerExecsLater: a program that sends and then becomes another one is not
 // taken for that one.
 func TestLabOwnerExecsLater(t *testing.T) {
-	setup(t, labtest.GCC)
+	setup(t, labtest.GCC, labtest.BPF)
 	lan, b := labtest.Pair(t), newSenders(t)
 	b.buildKinds()
 	d := startDaemon(t, lan.Client, acceptAll, "--hook", "output")
@@ -123,7 +123,7 @@ func TestLabOwnerExecsLater(t *testing.T) {
 // TestLabOwnerKernel: what the kernel itself sends is of no process, also while a
 // process provokes it.
 func TestLabOwnerKernel(t *testing.T) {
-	setup(t, labtest.GCC)
+	setup(t, labtest.GCC, labtest.BPF)
 	lan, b := labtest.Pair(t), newSenders(t)
 	d := startDaemon(t, lan.Client, acceptAll, "--hook", "output")
 	seen := len(d.Stdout())
@@ -140,7 +140,7 @@ func TestLabOwnerKernel(t *testing.T) {
 func TestLabOwnerAccepted(t *testing.T) {
 	for _, mode := range []string{"auto", "proc"} {
 		t.Run(mode, func(t *testing.T) {
-			setup(t, labtest.GCC)
+			setup(t, labtest.GCC, labtest.BPF)
 			lan, b := labtest.Pair(t), newSenders(t)
 			old := b.serve(lan.Client, 4, 20000)
 			d := startDaemon(t, lan.Client, acceptAll, "--hook", "output", "--attribution", mode)

@@ -241,7 +241,7 @@ func TestLabOwnerOneShot(t *testing.T) {
 		least float64 // part that must be known
 	}{{"auto", 10_000, 0.999}, {"proc", 2_000, 0}} {
 		t.Run(tt.mode, func(t *testing.T) {
-			setup(t, labtest.GCC)
+			setup(t, labtest.GCC, labtest.BPF)
 			lan, b := labtest.Pair(t), newSenders(t)
 			d := startDaemon(t, lan.Client, acceptAll, "--hook", "output", "--attribution", tt.mode, "--queue-length", "60000")
 			group := newCgroup(t)
@@ -264,7 +264,7 @@ func TestLabOwnerInput(t *testing.T) {
 	const servers, rounds = 80, 12
 	for _, mode := range []string{"auto", "proc"} {
 		t.Run(mode, func(t *testing.T) {
-			setup(t, labtest.GCC)
+			setup(t, labtest.GCC, labtest.BPF)
 			lan, b := labtest.Pair(t), newSenders(t)
 			truth := b.serve(lan.Client, servers/2, 20000)
 			d := startDaemon(t, lan.Client, acceptAll, "--hook", "input", "--attribution", mode)
@@ -290,7 +290,7 @@ func TestLabOwnerInput(t *testing.T) {
 // this host forwards.
 func TestLabOwnerForward(t *testing.T) {
 	const count = 2000
-	setup(t, labtest.GCC)
+	setup(t, labtest.GCC, labtest.BPF)
 	lan, b := labtest.Router(t), newSenders(t)
 	d := startDaemon(t, lan.Router, acceptAll, "--hook", "forward", "--queue-length", "60000")
 	group := newCgroup(t)

@@ -56,7 +56,7 @@ func sockets(t *testing.T, ns *lab.Namespace, args ...string) map[uint16]listed 
 // TestLabSockets lists programs that listen, some older than the daemon, and
 // compares process and verdict with what is true; then asks another policy.
 func TestLabSockets(t *testing.T) {
-	setup(t, labtest.GCC)
+	setup(t, labtest.GCC, labtest.BPF)
 	lan, b := labtest.Pair(t), newSenders(t)
 	truth := b.serve(lan.Client, 16, 20000)
 	plain := filepath.Join(b.dir, "plain")

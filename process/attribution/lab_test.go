@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/internal/lab"
 	"github.com/verdictd/verdictd/internal/lab/labtest"
 	"github.com/verdictd/verdictd/packet"
@@ -184,7 +185,7 @@ func TestLabSharedSocket(t *testing.T) {
 // TestLabSeeded: sockets that are older than the record are known by who holds
 // them, and by who uses them as soon as somebody does.
 func TestLabSeeded(t *testing.T) {
-	labtest.Require(t, labtest.Root)
+	labtest.Require(t, labtest.Root, labtest.BPF)
 	lan := labtest.Pair(t)
 	to := netip.MustParseAddrPort("10.99.0.2:9")
 	cmd, local := dialer(t, lan.Client, to.Addr().String())
@@ -220,7 +221,7 @@ func TestLabSeeded(t *testing.T) {
 
 // TestLabHash: a hash is known after somebody wanted it, and Changes tells.
 func TestLabHash(t *testing.T) {
-	labtest.Require(t, labtest.Root)
+	labtest.Require(t, labtest.Root, labtest.BPF)
 	lan := labtest.Pair(t)
 	to := netip.MustParseAddrPort("10.99.0.2:9")
 	r := working(t, lan.Client, attribution.Auto)
@@ -245,5 +246,57 @@ func TestLabHash(t *testing.T) {
 		if o := a.Owner(sentBy(local, to)); o.Process == nil || o.Process.Exe.SHA256 != later.Process.Exe.SHA256 {
 			t.Errorf("got %+v, want the hash at once", *o)
 		}
+	}
+}
+
+// TestLabRecordFull: what the kernel's record has forgotten for want of room is asked
+// of sock_diag, while the socket is there.
+func TestLabRecordFull(t *testing.T) {
+	labtest.Require(t, labtest.Root, labtest.BPF)
+	const room, sockets = 64, 1000
+	lan := labtest.Pair(t)
+	r, err := attribution.Open(attribution.Config{NetNS: lan.Client.FD(), Flows: room})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	if err := r.Recorded(); err != nil {
+		t.Fatal(err)
+	}
+	rules, err := hook.Install(hook.Config{Hooks: []hook.Hook{hook.Output}, Bypass: true, NetNS: lan.Client.FD(), Record: r.Program()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { rules.Close() })
+	a := r.New()
+	t.Cleanup(func() { a.Close() })
+	to := netip.MustParseAddrPort("10.99.0.2:9")
+	var locals []netip.AddrPort
+	for range sockets {
+		var conn *net.UDPConn
+		err := lan.Client.Do(func() (err error) {
+			conn, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		locals = append(locals, conn.LocalAddr().(*net.UDPAddr).AddrPort())
+	}
+	bySource := map[process.Source]int{}
+	for _, local := range locals {
+		o := a.Owner(sentBy(local, to))
+		bySource[o.Source]++
+		if o.Process == nil || int(o.Process.PID) != os.Getpid() {
+			t.Fatalf("got %+v, want this process", *o)
+		}
+	}
+	t.Logf("of %d flows: %v", sockets, bySource)
+	if bySource[process.BPFFlow] == 0 || bySource[process.BPFFlow] > 4*room || bySource[process.BPFFlow]+bySource[process.BPFCookie] != sockets {
+		t.Errorf("got %v, want some by bpf-flow and the rest by bpf-cookie", bySource)
 	}
 }

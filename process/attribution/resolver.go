@@ -47,6 +47,9 @@ type Config struct {
 
 	// Forward: packets of local network namespaces are forwarded and judged too.
 	Forward bool
+	// Flows is how many flows the kernel's record holds, before the oldest are
+	// forgotten and sock_diag is asked instead; 0 means 65,536.
+	Flows int
 	// Maps are those of the daemon before, from Resolver.Maps.
 	Maps map[string]*os.File
 }
@@ -103,7 +106,7 @@ func Open(cfg Config) (*Resolver, error) {
 		r.noRec = errors.New("switched off (--attribution proc)")
 		return r, nil
 	}
-	r.rec, r.noRec = record.Open(record.Config{Forward: cfg.Forward, Inherited: cfg.Maps})
+	r.rec, r.noRec = record.Open(record.Config{Forward: cfg.Forward, Flows: cfg.Flows, Inherited: cfg.Maps})
 	return r, nil
 }
 

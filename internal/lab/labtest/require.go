@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"unsafe"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -26,6 +27,7 @@ const (
 	NFLog          Cap = "nfnetlink_log"
 	NFTables       Cap = "nf_tables over netlink"
 	Conntrack      Cap = "nf_conntrack_netlink"
+	BPF            Cap = "BPF programs at control groups (CAP_BPF, CONFIG_CGROUP_BPF, BTF)"
 	IPTablesBinary Cap = "iptables-legacy and ip6tables-legacy with NFQUEUE and NFLOG targets"
 	NFTBinary      Cap = "nft binary"
 	Tshark         Cap = "tshark binary"
@@ -62,6 +64,8 @@ func probe(c Cap) error {
 		return onPath("tshark")
 	case GCC:
 		return onPath("gcc")
+	case BPF:
+		return probeBPF()
 	}
 	ns, err := lab.NewNamespace("probe")
 	if err != nil {
@@ -98,6 +102,23 @@ func probeIn(ns *lab.Namespace, c Cap) error {
 		return probeIPTables(ns)
 	}
 	return errors.New("unknown capability")
+}
+
+// probeBPF asks for the first BPF program in the kernel, and looks for what the
+// programs of package record are made from.
+func probeBPF() error {
+	const progGetNextID = 11 // BPF_PROG_GET_NEXT_ID, linux/bpf.h
+	attr := [4]uint32{}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, progGetNextID, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	if errno != 0 && errno != unix.ENOENT {
+		return fmt.Errorf("bpf(2): %w", errno)
+	}
+	for _, file := range []string{"/sys/kernel/btf/vmlinux", "/proc/self/cgroup"} {
+		if _, err := os.Stat(file); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // probeRoot makes a second namespace, a link and a raw socket.
