@@ -43,6 +43,7 @@ func mayImport() map[string][]string {
 		"internal/control":     {},
 		"replay":               {"packet"},
 		"bench/measure":        {"internal/lab"},
+		"bench/connect":        {"bench/measure", "hook", "queue", "internal/lab"},
 		"bench/queue":          {"bench/measure", "packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
 		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config", "ledger",
 			"internal/control", "internal/links", "internal/lab", "internal/nfnl", "internal/handover",

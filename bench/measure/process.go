@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,8 +25,10 @@ const patience = 30 * time.Second
 // Schedule and Rest may be called.
 type Process struct {
 	cmd *exec.Cmd
-	in  io.WriteCloser
+	in  io.WriteCloser // nil: a daemon, which signals end
 	out *bufio.Reader
+
+	rest sync.WaitGroup // reads what a daemon says once it is ready
 }
 
 // Start runs a peer in a namespace, bound to a CPU unless that is negative, and
@@ -52,13 +55,11 @@ func Start(ctx context.Context, ns *lab.Namespace, program string, args []string
 	return p, nil
 }
 
-// StartDaemon runs a program that stays until it is told to stop, the same way;
-// it is ready when it has written a line that contains the word ready on its
-// standard error. What it writes up to there is in the error if it ends before.
+// StartDaemon runs a program that stays until SIGTERM, the same way. It is ready
+// when it has written a line with the word "ready" on its standard error. What it
+// has written is in the error if it ends before.
 func StartDaemon(ctx context.Context, ns *lab.Namespace, program string, args []string, cpu int) (*Process, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
-	cmd.WaitDelay = stopWait
 	text, err := cmd.StderrPipe()
 	if err != nil {
 		return nil, err
@@ -73,6 +74,7 @@ func StartDaemon(ctx context.Context, ns *lab.Namespace, program string, args []
 	for lines.Scan() {
 		fmt.Fprintln(&said, lines.Text())
 		if strings.Contains(lines.Text(), "ready") {
+			p.rest.Go(func() { _, _ = io.Copy(io.Discard, text) })
 			return p, nil
 		}
 	}
@@ -92,6 +94,7 @@ func (p *Process) Close() error {
 	_ = p.Signal(unix.SIGCONT)
 	kill := time.AfterFunc(stopWait, func() { _ = p.cmd.Process.Kill() })
 	defer kill.Stop()
+	p.rest.Wait()
 	if err := p.cmd.Wait(); err != nil {
 		return fmt.Errorf("peer %v: %w", p.cmd.Args, err)
 	}
