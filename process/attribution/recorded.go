@@ -2,6 +2,9 @@ package attribution
 
 import (
 	"bytes"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
@@ -18,10 +21,24 @@ type processKey struct {
 	start uint64 // ns of CLOCK_BOOTTIME
 }
 
-// image tells what a process runs and is called: what can change in its life.
-type image struct {
-	exec, inode, device uint64
-	comm                [16]byte
+// threadKey names a process under the name of one of its threads, of which each
+// can have its own.
+type threadKey struct {
+	processKey
+	comm [16]byte
+}
+
+// image tells what a process runs: that can change in its life.
+type image struct{ exec, inode, device uint64 }
+
+// imageOf returns what a recorded process runs.
+func imageOf(r *record.Process) image { return image{r.Exec, r.Inode, r.Device} }
+
+// lineKey names a process with what it ran when it started others: so it does with
+// the ancestors that it had by then.
+type lineKey struct {
+	processKey
+	image
 }
 
 // ownerKey are all facts of an owner that can differ.
@@ -46,7 +63,8 @@ type cachedProcess struct {
 
 // caches are what an Attributor has found out.
 type caches struct {
-	procs   map[processKey]cachedProcess // by what names them
+	procs   map[threadKey]cachedProcess
+	lines   map[lineKey][]process.Parent // a process and its ancestors
 	owners  map[ownerKey]*process.Owner
 	users   map[userKey]*process.Owner
 	cgroups map[uint64]process.Cgroup
@@ -54,7 +72,7 @@ type caches struct {
 
 func newCaches() caches {
 	return caches{
-		procs: map[processKey]cachedProcess{}, owners: map[ownerKey]*process.Owner{},
+		procs: map[threadKey]cachedProcess{}, lines: map[lineKey][]process.Parent{}, owners: map[ownerKey]*process.Owner{},
 		users: map[userKey]*process.Owner{}, cgroups: map[uint64]process.Cgroup{},
 	}
 }
@@ -82,40 +100,48 @@ func (a *Attributor) recorded(o *record.Owner, source process.Source) *process.O
 
 // process returns the process that a record names, with what it runs now.
 func (a *Attributor) process(o *record.Owner) *process.Process {
-	k := processKey{o.PID, o.Start}
+	k := threadKey{processKey{o.PID, o.Start}, o.Comm}
 	cached, ok := a.procs[k]
-	now := image{comm: o.Comm}
+	var now image
 	known := a.r.rec.Process(o.PID, &a.proc) && (o.Start == 0 || a.proc.Start == o.Start)
 	if known {
-		now.exec, now.inode, now.device = a.proc.Exec, a.proc.Inode, a.proc.Device
+		now = imageOf(&a.proc)
 	}
 	switch {
 	case ok && (cached.image == now || !known):
-		return a.keep(k, cached)
+		return a.withHash(k, cached)
 	case known:
 		return a.keep(k, cachedProcess{image: now, p: a.fromRecord(o)})
 	}
 	// Without a record, or with that of another process of the same pid by now.
 	if p, err := a.r.fs.Process(o.PID); err == nil && (o.Start == 0 || a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(o.Start))) {
-		return a.keepCurrent(k, p)
+		return a.keepCurrent(k.processKey, p)
 	}
 	p := &process.Process{PID: o.PID, Comm: comm(&o.Comm)}
 	if o.Start != 0 {
 		p.Start = a.r.fs.UnixOf(o.Start)
 	}
-	return put(a.procs, k, cachedProcess{image: now, p: p}).p
+	return put(a.procs, k, cachedProcess{p: p}).p
 }
 
-// keep keeps the process, completed with the hash of its program if that is known
-// by now.
-func (a *Attributor) keep(k processKey, c cachedProcess) *process.Process {
-	if c.p.Exe.SHA256 == "" {
-		if sum, ok := a.r.hashes.of(k, &c.p.Exe); ok {
-			p := *c.p
-			p.Exe.SHA256 = sum
-			c.p = &p
-		}
+// keep keeps the process.
+func (a *Attributor) keep(k threadKey, c cachedProcess) *process.Process {
+	return a.withHash(k, put(a.procs, k, c))
+}
+
+// withHash returns the kept process, completed with the hash of its program if that
+// is known by now.
+func (a *Attributor) withHash(k threadKey, c cachedProcess) *process.Process {
+	if c.p.Exe.SHA256 != "" {
+		return c.p
 	}
+	sum, ok := a.r.hashes.of(k.processKey, &c.p.Exe)
+	if !ok {
+		return c.p
+	}
+	p := *c.p
+	p.Exe.SHA256 = sum
+	c.p = &p
 	return put(a.procs, k, c).p
 }
 
@@ -135,18 +161,63 @@ func (a *Attributor) fromRecord(o *record.Owner) *process.Process {
 	return p
 }
 
-// exe returns what a recorded process runs.
+// exe returns what a recorded process runs. If the recorded path leads to the very
+// file, that is all there is to say, whatever the process does now.
 func (a *Attributor) exe(r *record.Process) process.Exe {
 	path := r.Path
 	if r.PathCut {
 		path = ""
 	}
+	if r.Inode != 0 && leadsTo(path, r.Inode, r.Device) {
+		text := process.Text([]byte(path))
+		return process.Exe{Path: text, Inside: text, Inode: r.Inode, Device: r.Device}
+	}
 	return a.r.fs.ResolveExe(path, r.Inode, r.Device, r.MountNS, r.PID, r.Start)
 }
 
-// parents returns the process and its ancestors, by their records as long as there
-// are any. It overwrites a.proc.
+// leadsTo tells whether an absolute path leads to a file, without going to a server
+// for it.
+func leadsTo(path string, inode, device uint64) bool {
+	var stx unix.Statx_t
+	const flags = unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT
+	return strings.HasPrefix(path, "/") && unix.Statx(unix.AT_FDCWD, path, flags, unix.STATX_INO, &stx) == nil &&
+		stx.Ino == inode && unix.Mkdev(stx.Dev_major, stx.Dev_minor) == device
+}
+
+// parents returns the process and its ancestors. Processes that are started by the
+// same one, while it runs the same program, have the same ancestors. It overwrites
+// a.proc.
 func (a *Attributor) parents(pid uint32, start uint64) []process.Parent {
+	now, ok := a.running(pid, start)
+	if !ok {
+		return nil
+	}
+	k := lineKey{processKey{pid, start}, now}
+	if line, ok := a.lines[k]; ok {
+		return line
+	}
+	line := a.line(pid, start)
+	if len(line) == 0 {
+		return nil
+	}
+	return put(a.lines, k, line)
+}
+
+// running returns what the process runs. Without a record of it that is what runs
+// under its pid: if that is another process by now it does not know the ancestors.
+func (a *Attributor) running(pid uint32, start uint64) (image, bool) {
+	if pid == 0 {
+		return image{}, false
+	}
+	if a.r.rec.Process(pid, &a.proc) && a.proc.Start == start {
+		return imageOf(&a.proc), true
+	}
+	exe, err := a.r.fs.Exe(pid)
+	return image{inode: exe.Inode, device: exe.Device}, err == nil
+}
+
+// line looks the same up, by their records as long as there are any.
+func (a *Attributor) line(pid uint32, start uint64) []process.Parent {
 	var chain []process.Parent
 	r := &a.proc
 	for pid != 0 && len(chain) < process.MaxParents {

@@ -165,11 +165,12 @@ func (a *Attributor) current(h holder) *process.Process {
 }
 
 // keepCurrent keeps a process as /proc has it now.
-func (a *Attributor) keepCurrent(k processKey, p *process.Process) *process.Process {
+func (a *Attributor) keepCurrent(name processKey, p *process.Process) *process.Process {
+	k := threadKey{processKey: name}
+	copy(k.comm[:], p.Comm)
 	now := image{inode: p.Exe.Inode, device: p.Exe.Device}
-	copy(now.comm[:], p.Comm)
 	if c, ok := a.procs[k]; ok && c.image == now && c.p.Cmdline == p.Cmdline {
-		return a.keep(k, c)
+		return a.withHash(k, c)
 	}
 	return a.keep(k, cachedProcess{image: now, p: p})
 }
