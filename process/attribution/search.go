@@ -2,7 +2,10 @@ package attribution
 
 import (
 	"context"
+	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/process/record"
@@ -21,6 +24,7 @@ const (
 type holder struct {
 	pid   uint32
 	many  bool
+	fd    int    // one of its descriptors of the socket
 	start uint64 // ns of CLOCK_BOOTTIME
 }
 
@@ -57,7 +61,7 @@ func (r *Resolver) searcher(ctx context.Context) {
 func (r *Resolver) scan(ctx context.Context) {
 	found := map[uint32]holder{}
 	starts := map[uint32]uint64{}
-	err := r.fs.Holders(ctx, func(inode, pid uint32, _ int) error {
+	err := r.fs.Holders(ctx, func(inode, pid uint32, fd int) error {
 		h, ok := found[inode]
 		switch {
 		case !ok:
@@ -66,7 +70,7 @@ func (r *Resolver) scan(ctx context.Context) {
 				start, _ = r.fs.StartBoot(pid) // 0, if it ended: then it is no process's
 				starts[pid] = start
 			}
-			found[inode] = holder{pid: pid, start: start}
+			found[inode] = holder{pid: pid, fd: fd, start: start}
 		case h.pid != pid:
 			h.many = true
 			found[inode] = h
@@ -141,8 +145,10 @@ func (a *Attributor) held(s *sockdiag.Socket) *process.Owner {
 	if !ok || h.many || h.start == 0 {
 		return nil
 	}
-	if _, still := a.r.fs.HoldersOf([]uint32{h.pid}, s.Inode); !still {
-		return nil
+	if !h.holds(s.Inode) { // to look at all descriptors takes long
+		if _, still := a.r.fs.HoldersOf([]uint32{h.pid}, s.Inode); !still {
+			return nil
+		}
 	}
 	p := a.current(h)
 	if p == nil {
@@ -153,6 +159,13 @@ func (a *Attributor) held(s *sockdiag.Socket) *process.Owner {
 		k.cgroup = s.CgroupID
 	}
 	return a.whole(k)
+}
+
+// holds tells whether the descriptor is still that of the socket.
+func (h *holder) holds(inode uint32) bool {
+	var link [64]byte
+	n, err := unix.Readlink(fmt.Sprintf("/proc/%d/fd/%d", h.pid, h.fd), link[:])
+	return err == nil && string(link[:n]) == fmt.Sprintf("socket:[%d]", inode)
 }
 
 // current returns the process as /proc has it now, nil if it has ended.
