@@ -113,9 +113,6 @@ func (p *Process) Ask(line string) ([]byte, error) {
 	return answer, nil
 }
 
-// PID returns the process id.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
-
 // Signal sends a signal.
 func (p *Process) Signal(s unix.Signal) error {
 	if err := p.cmd.Process.Signal(s); err != nil {
