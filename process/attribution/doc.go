@@ -29,9 +29,12 @@
 //
 // # What it costs
 //
-// A known flow costs a load from memory (Attributor.Changes). A new one costs one
-// lookup in a BPF map, or one question to sock_diag; the first packet of a process
-// that was not seen before costs more, as what it runs is looked at once. What
-// takes long, the hash of a program and the search through /proc, is done beside
-// the packets by Resolver.Run, and Changes tells when there is more to know.
+// A known flow costs a load from memory (Attributor.Changes). A new one costs two
+// lookups in BPF maps, what sends and what runs there now, or one question to
+// sock_diag. The first packet of a process that was not seen before costs a third
+// for what its parent runs and a stat of its program; the ancestors are looked up
+// once for each parent. What takes long, the hash of a program and the search
+// through /proc, is done beside the packets by Resolver.Run, and Changes tells when
+// there is more to know. Without BPF the process that holds a socket is read from
+// /proc for each new flow.
 package attribution
