@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/bench/measure"
 )
 
 func main() {
@@ -49,7 +51,7 @@ func benchmark(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	mach := describeMachine(compiler)
+	mach := measure.DescribeMachine(compiler)
 	ms := choose(measurements(), o.Only, b.Peers)
 	samples, err := b.measure(ctx, ms, func(text string) { fmt.Fprintln(stderr, text) })
 	if err != nil {
@@ -61,10 +63,10 @@ func benchmark(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 	enc := json.NewEncoder(stdout)
 	enc.SetIndent("", "  ")
 	return enc.Encode(struct {
-		Machine machine  `json:"machine"`
-		Options options  `json:"options"`
-		LeftOut string   `json:"left_out,omitempty"`
-		Samples []sample `json:"samples"`
+		Machine measure.Machine `json:"machine"`
+		Options options         `json:"options"`
+		LeftOut string          `json:"left_out,omitempty"`
+		Samples []sample        `json:"samples"`
 	}{mach, b.options, left, samples})
 }
 
@@ -78,7 +80,7 @@ func newBench(ctx context.Context, o *options) (b *bench, compiler, left string,
 	if b.dir, err = os.MkdirTemp("", "verdictd-bench-"); err != nil {
 		return nil, "", "", err
 	}
-	b.cProgram, compiler, err = compile(ctx, b.dir)
+	b.cProgram, compiler, err = measure.CompilePeer(ctx, b.dir)
 	if err != nil {
 		left = b.leaveOut(isC, err)
 	}
