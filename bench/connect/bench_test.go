@@ -85,40 +85,26 @@ func TestPolicies(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	tests := []struct {
-		name string
-		args []string
-		want string // error, or "" with got
-		got  func(*options) string
-	}{
-		{name: "quick", args: []string{"--rounds", "2", "--quick"}, got: func(o *options) string {
-			return map[bool]string{false: fmt.Sprintf("%d rounds of %s", o.Rounds, o.Time)}[o.Rounds == 2 && o.Time == 200*time.Millisecond]
-		}},
-		{name: "only", args: []string{"--only", "loop1,oneshot", "--peers", "none"}, got: func(o *options) string {
-			return cmp.Diff([]string{"loop1", "oneshot"}, o.Only) + cmp.Diff([]string{none}, o.Peers)
-		}},
-		{name: "unknown shape", args: []string{"--only", "x"}, want: `"x" is none of loop1, loop16, oneshot`},
-		{name: "unknown peer", args: []string{"--peers", "x"}, want: `"x" is none of none, C accept-all,`},
-		{name: "too long", args: []string{"--time", "2m"}, want: "--time 2m0s: want 1ms to 1m"},
-		{name: "no CPU", args: []string{"--peer-cpu", "-2"}, want: "--peer-cpu -2: want -1 to"},
-		{name: "argument", args: []string{"loop1"}, want: `unexpected argument "loop1"`},
+	o, _, err := parse([]string{"--rounds", "2", "--quick", "--only", "loop1,oneshot", "--peers", "none"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			o, _, err := parse(tt.args, io.Discard)
-			if tt.want != "" {
-				if err == nil || !strings.Contains(err.Error(), tt.want) {
-					t.Errorf("got error %v, want %s", err, tt.want)
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := tt.got(o); diff != "" {
-				t.Error(diff)
-			}
-		})
+	if o.Rounds != 2 || o.Time != 200*time.Millisecond {
+		t.Errorf("got %d rounds of %s, want 2 quick ones", o.Rounds, o.Time)
+	}
+	if diff := cmp.Diff([]string{"loop1", "oneshot"}, o.Only) + cmp.Diff([]string{none}, o.Peers); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for args, want := range map[string]string{
+		"--only x":      `"x" is none of loop1, loop16, oneshot`,
+		"--peers x":     `"x" is none of none, C accept-all,`,
+		"--time 2m":     "--time 2m0s: want 1ms to 1m",
+		"--peer-cpu -2": "--peer-cpu -2: want -1 to",
+		"loop1":         `unexpected argument "loop1"`,
+	} {
+		if _, _, err := parse(strings.Fields(args), io.Discard); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got error %v, want %s", args, err, want)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package measure_test
 
 import (
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,32 @@ func TestLoopArgs(t *testing.T) {
 	l.Mark = 0x80000000
 	if got := l.Args()[6:]; !cmp.Equal(got, []string{"2147483648"}) {
 		t.Errorf("with a mark: got %v after the other arguments, want it", got)
+	}
+}
+
+func TestFlags(t *testing.T) {
+	var asJSON bool
+	names := []string{"a", "b", "c"}
+	args := []string{"--quick", "--json", "--names", "c,a"}
+	if _, quick := measure.Flags("x", args[1:], io.Discard, &asJSON); quick {
+		t.Error("quick without --quick")
+	}
+	fs, quick := measure.Flags("x", args, io.Discard, &asJSON)
+	measure.List(fs, &names, "names", "some")
+	if err := measure.Parse(fs, args); err != nil || !cmp.Equal(names, []string{"c", "a"}) {
+		t.Errorf("got %v, %v, want the two names", names, err)
+	}
+	if !quick || !asJSON {
+		t.Errorf("got quick %t and JSON %t, want both", quick, asJSON)
+	}
+	if err := measure.Parse(fs, []string{"--names", "d"}); err == nil || !strings.Contains(err.Error(), `"d" is none of a, b, c`) {
+		t.Errorf("unknown name: got %v", err)
+	}
+	if err := measure.Parse(fs, []string{"more"}); err == nil {
+		t.Error("an argument: got no error")
+	}
+	if measure.Within("n", 1, 1, 3) != nil || measure.Within("n", 3, 1, 3) != nil || measure.Within("n", 4, 1, 3) == nil {
+		t.Error("got another range than 1 to 3")
 	}
 }
 
