@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/verdictd/verdictd/bench/measure"
 	"github.com/verdictd/verdictd/internal/lab/labtest"
 )
 
@@ -73,14 +74,6 @@ func checkRow(t *testing.T, o *options, m *measurement, r row, samples []sample)
 		if want := float64(o.Cycles * o.Packets); answered != want {
 			t.Errorf("answered: got %v packets, want %v", answered, want)
 		}
-	}
-}
-
-func TestCompile(t *testing.T) {
-	t.Setenv("PATH", t.TempDir())
-	_, _, err := compile(t.Context(), t.TempDir())
-	if err == nil || !strings.Contains(err.Error(), "apt install gcc") {
-		t.Errorf("without gcc: got %v, want an error with the remedy", err)
 	}
 }
 
@@ -156,7 +149,7 @@ func TestWriteTables(t *testing.T) {
 		)
 	}
 	o := &options{Rounds: 3, Packets: 20000, Cycles: 2, Flood: 300000, RoundTrips: 5000, PeerCPU: 1, CopyRange: 256}
-	mach := &machine{Kernel: "Linux 6.18", CPU: "X", CPUs: 2, Go: "go1.26", Load: "0.1 0.1 0.1"}
+	mach := &measure.Machine{Kernel: "Linux 6.18", CPU: "X", CPUs: 2, Go: "go1.26", Load: "0.1 0.1 0.1"}
 	var out strings.Builder
 	if err := writeTables(&out, mach, o, []measurement{m}, samples, "left out: C batched: no gcc\n"); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/verdictd/verdictd/bench/measure"
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/logsink"
@@ -49,7 +49,9 @@ type settings struct {
 
 // cArgs returns the settings as the arguments of peer.c.
 func (s *settings) cArgs(mode string) []string {
-	return []string{mode, strconv.Itoa(s.Queues), strconv.Itoa(s.MaxLen), strconv.Itoa(s.RecvBuffer), strconv.Itoa(s.CopyRange), strconv.FormatInt(s.Spin.Nanoseconds(), 10)}
+	return measure.Loop{
+		Mode: mode, Queues: s.Queues, MaxLen: s.MaxLen, RecvBuffer: s.RecvBuffer, CopyRange: s.CopyRange, Spin: s.Spin,
+	}.Args()
 }
 
 // report is what a peer says about itself when it is asked.

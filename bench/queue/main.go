@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/bench/measure"
 )
 
 func main() {
@@ -49,7 +51,7 @@ func benchmark(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	mach := describeMachine(compiler)
+	mach := measure.DescribeMachine(compiler)
 	ms := choose(measurements(), o.Only, b.Peers)
 	samples, err := b.measure(ctx, ms, func(text string) { fmt.Fprintln(stderr, text) })
 	if err != nil {
@@ -61,10 +63,10 @@ func benchmark(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 	enc := json.NewEncoder(stdout)
 	enc.SetIndent("", "  ")
 	return enc.Encode(struct {
-		Machine machine  `json:"machine"`
-		Options options  `json:"options"`
-		LeftOut string   `json:"left_out,omitempty"`
-		Samples []sample `json:"samples"`
+		Machine measure.Machine `json:"machine"`
+		Options options         `json:"options"`
+		LeftOut string          `json:"left_out,omitempty"`
+		Samples []sample        `json:"samples"`
 	}{mach, b.options, left, samples})
 }
 
@@ -78,7 +80,7 @@ func newBench(ctx context.Context, o *options) (b *bench, compiler, left string,
 	if b.dir, err = os.MkdirTemp("", "verdictd-bench-"); err != nil {
 		return nil, "", "", err
 	}
-	b.cProgram, compiler, err = compile(ctx, b.dir)
+	b.cProgram, compiler, err = measure.CompilePeer(ctx, b.dir)
 	if err != nil {
 		left = b.leaveOut(isC, err)
 	}
@@ -123,13 +125,10 @@ func (o *options) shorten() {
 
 func parse(args []string, stderr io.Writer) (o *options, asJSON bool, err error) {
 	o = defaults()
-	fs := flag.NewFlagSet("queue", flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	if slices.Contains(args, "--quick") || slices.Contains(args, "-quick") {
+	fs, quick := measure.Flags("queue", args, stderr, &asJSON)
+	if quick {
 		o.shorten() // first, so that other flags count
 	}
-	fs.Bool("quick", false, "measure little: a test of the benchmark, not of the peers")
-	fs.BoolVar(&asJSON, "json", false, "print every single figure as JSON")
 	fs.IntVar(&o.Rounds, "rounds", o.Rounds, "how often each peer is measured")
 	fs.IntVar(&o.Packets, "packets", o.Packets, fmt.Sprintf("packets that fill a queue for drain, at most %d", drainLength))
 	fs.IntVar(&o.Cycles, "cycles", o.Cycles, "how often a queue is filled in each drain")
@@ -141,48 +140,27 @@ func parse(args []string, stderr io.Writer) (o *options, asJSON bool, err error)
 	fs.IntVar(&o.CopyRange, "copy-range", o.CopyRange, "bytes of each packet that peers get")
 	fs.StringVar(&o.Policy, "policy", o.Policy, fmt.Sprintf("policy of verdictd; must accept UDP ports %d and %d and TCP port %d", sinkPort, echoPort, tcpPort))
 	fs.StringVar(&o.Profile, "profile", "", "write a CPU profile of the last verdictd to this file")
-	list(fs, &o.Only, "only", "measurements")
-	list(fs, &o.Peers, "peers", "peers")
-	if err := fs.Parse(args); err != nil {
+	measure.List(fs, &o.Only, "only", "measurements")
+	measure.List(fs, &o.Peers, "peers", "peers")
+	if err := measure.Parse(fs, args); err != nil {
 		return nil, false, err
-	}
-	if fs.NArg() > 0 {
-		return nil, false, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
 	return o, asJSON, o.check()
 }
 
-// list defines a flag that takes some of the names that *to holds.
-func list(fs *flag.FlagSet, to *[]string, name, what string) {
-	known := slices.Clone(*to)
-	fs.Func(name, what+", separated by commas: "+strings.Join(known, ","), func(text string) error {
-		*to = strings.Split(text, ",")
-		for _, s := range *to {
-			if !slices.Contains(known, s) {
-				return fmt.Errorf("%q is none of %s", s, strings.Join(known, ", "))
-			}
-		}
-		return nil
-	})
-}
-
 func (o *options) check() error {
-	for _, n := range []struct {
-		flag             string
-		value, low, high int
-	}{
-		{"rounds", o.Rounds, 1, 1000},
-		{"packets", o.Packets, 1, drainLength},
-		{"cycles", o.Cycles, 1, 1000},
-		{"flood", o.Flood, 1, 1 << 30},
-		{"round-trips", o.RoundTrips, 1, 1 << 24},
-		{"copy-range", o.CopyRange, 64, 65531},
-		{"sender-cpu", o.SenderCPU, -1, runtime.NumCPU() - 1},
-		{"peer-cpu", o.PeerCPU, -1, runtime.NumCPU() - 1},
-	} {
-		if n.value < n.low || n.value > n.high {
-			return fmt.Errorf("--%s %d: want %d to %d", n.flag, n.value, n.low, n.high)
-		}
+	err := errors.Join(
+		measure.Within("rounds", o.Rounds, 1, 1000),
+		measure.Within("packets", o.Packets, 1, drainLength),
+		measure.Within("cycles", o.Cycles, 1, 1000),
+		measure.Within("flood", o.Flood, 1, 1<<30),
+		measure.Within("round-trips", o.RoundTrips, 1, 1<<24),
+		measure.Within("copy-range", o.CopyRange, 64, 65531),
+		measure.Within("sender-cpu", o.SenderCPU, -1, runtime.NumCPU()-1),
+		measure.Within("peer-cpu", o.PeerCPU, -1, runtime.NumCPU()-1),
+	)
+	if err != nil {
+		return err
 	}
 	if _, err := os.Stat(o.Policy); err != nil {
 		return fmt.Errorf("--policy: %w (run from the root of the repository)", err)

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/verdictd/verdictd/bench/measure"
 	"github.com/verdictd/verdictd/internal/lab"
 )
 
@@ -75,7 +76,7 @@ type bench struct {
 
 // run starts the peer on that many queues, calls fn with it and ends it. The
 // peer noQueue is fn(nil) without rules.
-func (b *bench) run(ctx context.Context, s settings, cpu int, fn func(ctx context.Context, p *process) error) error {
+func (b *bench) run(ctx context.Context, s settings, cpu int, fn func(ctx context.Context, p *measure.Process) error) error {
 	switch s.Peer {
 	case noQueue:
 		return errors.Join(b.bed.unqueue(), fn(ctx, nil))
@@ -98,15 +99,15 @@ func (b *bench) run(ctx context.Context, s settings, cpu int, fn func(ctx contex
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p, err := start(ctx, b.bed.router, program, args, cpu)
+	p, err := measure.Start(ctx, b.bed.router, program, args, cpu)
 	if err != nil {
 		return err
 	}
 	if err := fn(ctx, p); err != nil {
 		cancel() // it may hang: kill it
-		return errors.Join(fmt.Errorf("%s: %w", s.Peer, err), p.close())
+		return errors.Join(fmt.Errorf("%s: %w", s.Peer, err), p.Close())
 	}
-	return p.close()
+	return p.Close()
 }
 
 // drain stops the peer, fills its queues, continues it and waits until all is
@@ -114,14 +115,14 @@ func (b *bench) run(ctx context.Context, s settings, cpu int, fn func(ctx contex
 func (b *bench) drain(ctx context.Context, s settings, cpu, sources int) (values, error) {
 	s.MaxLen = drainLength
 	v := values{}
-	err := b.run(ctx, s, cpu, func(ctx context.Context, p *process) error {
+	err := b.run(ctx, s, cpu, func(ctx context.Context, p *measure.Process) error {
 		// The second filling warms the caches for flows that are known.
 		for range 2 {
 			if _, err := b.cycle(ctx, p, sources); err != nil {
 				return err
 			}
 		}
-		before, err := p.report()
+		before, err := ask(p)
 		if err != nil {
 			return err
 		}
@@ -133,15 +134,15 @@ func (b *bench) drain(ctx context.Context, s settings, cpu, sources int) (values
 			}
 			sum.add(c)
 		}
-		after, err := p.report()
+		after, err := ask(p)
 		if err != nil {
 			return err
 		}
 		n := float64(b.Cycles * b.Packets)
-		v[colCPU] = float64(sum.ran) / n
+		v[colCPU] = float64(sum.Ran) / n
 		v[colWall] = float64(sum.wall) / n
 		v[colRate] = n / 1e3 / sum.wall.Seconds()
-		v[colWaited] = 100 * sum.waited.Seconds() / sum.wall.Seconds()
+		v[colWaited] = 100 * sum.Waited.Seconds() / sum.wall.Seconds()
 		v[colLost] = float64(sum.lost)
 		v[colAnswered] = float64(after.Packets - before.Packets)
 		if isGo(s.Peer) {
@@ -160,18 +161,18 @@ func isGo(peer string) bool {
 
 // cycle is what one filling cost.
 type cycle struct {
-	schedule
+	measure.Schedule
 	wall time.Duration
 	lost int
 }
 
 func (c *cycle) add(d cycle) {
-	c.ran, c.waited = c.ran+d.ran, c.waited+d.waited
+	c.Ran, c.Waited = c.Ran+d.Ran, c.Waited+d.Waited
 	c.wall, c.lost = c.wall+d.wall, c.lost+d.lost
 }
 
-func (b *bench) cycle(ctx context.Context, p *process, sources int) (c cycle, err error) {
-	if err := p.stop(); err != nil {
+func (b *bench) cycle(ctx context.Context, p *measure.Process, sources int) (c cycle, err error) {
+	if err := p.Stop(); err != nil {
 		return c, err
 	}
 	first, err := b.bed.delivered()
@@ -181,21 +182,21 @@ func (b *bench) cycle(ctx context.Context, p *process, sources int) (c cycle, er
 	if err := b.bed.flood(ctx, b.Packets, sources); err != nil {
 		return c, err
 	}
-	before, err := p.schedule()
+	before, err := p.Schedule()
 	if err != nil {
 		return c, err
 	}
 	begin := time.Now()
-	if err := p.signal(unix.SIGCONT); err != nil {
+	if err := p.Signal(unix.SIGCONT); err != nil {
 		return c, err
 	}
 	got, end, err := b.await(ctx, first, b.Packets)
 	if err != nil {
 		return c, err
 	}
-	p.rest()
-	after, err := p.schedule()
-	return cycle{after.since(before), end.Sub(begin), b.Packets - got}, err
+	p.Rest()
+	after, err := p.Schedule()
+	return cycle{after.Since(before), end.Sub(begin), b.Packets - got}, err
 }
 
 // await waits until want packets have been delivered since the count was
@@ -232,7 +233,7 @@ func (b *bench) await(ctx context.Context, first uint32, want int) (got int, end
 func (b *bench) flood(ctx context.Context, s settings, cpu int) (values, error) {
 	s.MaxLen = floodLength
 	v := values{}
-	err := b.run(ctx, s, cpu, func(ctx context.Context, p *process) error {
+	err := b.run(ctx, s, cpu, func(ctx context.Context, p *measure.Process) error {
 		if err := b.warm(ctx); err != nil {
 			return err
 		}
@@ -240,7 +241,7 @@ func (b *bench) flood(ctx context.Context, s settings, cpu int) (values, error) 
 		if err != nil {
 			return err
 		}
-		before, err := p.schedule()
+		before, err := p.Schedule()
 		if err != nil {
 			return err
 		}
@@ -253,15 +254,15 @@ func (b *bench) flood(ctx context.Context, s settings, cpu int) (values, error) 
 		if err != nil {
 			return err
 		}
-		p.rest()
-		after, err := p.schedule()
+		p.Rest()
+		after, err := p.Schedule()
 		v[colRate] = float64(got) / 1e3 / end.Sub(begin).Seconds()
 		v[colSent] = float64(b.Flood) / 1e3 / sent.Seconds()
 		v[colLost] = float64(b.Flood - got)
 		if p != nil {
-			s := after.since(before)
-			v[colCPU] = float64(s.ran) / float64(max(got, 1))
-			v[colWaited] = 100 * s.waited.Seconds() / end.Sub(begin).Seconds()
+			s := after.Since(before)
+			v[colCPU] = float64(s.Ran) / float64(max(got, 1))
+			v[colWaited] = 100 * s.Waited.Seconds() / end.Sub(begin).Seconds()
 		}
 		return err
 	})
@@ -289,7 +290,7 @@ func (b *bench) warm(ctx context.Context) error {
 func (b *bench) latency(ctx context.Context, s settings, cpu int) (values, error) {
 	s.MaxLen = floodLength
 	v := values{}
-	err := b.run(ctx, s, cpu, func(ctx context.Context, p *process) (err error) {
+	err := b.run(ctx, s, cpu, func(ctx context.Context, p *measure.Process) (err error) {
 		stop, err := b.bed.echo()
 		if err != nil {
 			return err
@@ -298,7 +299,7 @@ func (b *bench) latency(ctx context.Context, s settings, cpu int) (values, error
 		if _, _, err := b.bed.roundTrips(ctx, min(b.RoundTrips, 200)); err != nil {
 			return err
 		}
-		before, err := p.schedule()
+		before, err := p.Schedule()
 		if err != nil {
 			return err
 		}
@@ -306,8 +307,8 @@ func (b *bench) latency(ctx context.Context, s settings, cpu int) (values, error
 		if err != nil {
 			return err
 		}
-		p.rest()
-		after, err := p.schedule()
+		p.Rest()
+		after, err := p.Schedule()
 		if len(times) == 0 {
 			return fmt.Errorf("no answer to %d datagrams", lost)
 		}
@@ -315,7 +316,7 @@ func (b *bench) latency(ctx context.Context, s settings, cpu int) (values, error
 		v[colP99] = micros(times[len(times)*99/100])
 		v[colLost] = float64(lost)
 		if p != nil {
-			v[colCPU] = float64(after.since(before).ran) / float64(2*b.RoundTrips)
+			v[colCPU] = float64(after.Since(before).Ran) / float64(2*b.RoundTrips)
 		}
 		return err
 	})
@@ -328,8 +329,8 @@ func micros(d time.Duration) float64 { return float64(d) / 1e3 }
 func (b *bench) tcpRate(ctx context.Context, s settings) (values, error) {
 	s.MaxLen = floodLength
 	v := values{}
-	err := b.run(ctx, s, -1, func(ctx context.Context, p *process) error {
-		before, err := p.schedule()
+	err := b.run(ctx, s, -1, func(ctx context.Context, p *measure.Process) error {
+		before, err := p.Schedule()
 		if err != nil {
 			return err
 		}
@@ -337,9 +338,9 @@ func (b *bench) tcpRate(ctx context.Context, s settings) (values, error) {
 		if err != nil {
 			return err
 		}
-		after, err := p.schedule()
+		after, err := p.Schedule()
 		v[colGigabits] = s.rate / 1e9
-		v[colPerKiB] = float64(s.cpu+after.since(before).ran) / s.kib
+		v[colPerKiB] = float64(s.cpu+after.Since(before).Ran) / s.kib
 		return err
 	})
 	return v, err

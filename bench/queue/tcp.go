@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/bench/measure"
 )
 
 const (
@@ -25,9 +27,9 @@ type stream struct {
 	cpu  time.Duration // of both ends, and of the forwarding that the kernel does in their name
 }
 
-// tcp sends over one connection for that long. Both ends block in the kernel, the client on one CPU and the
-// server on another: where the scheduler puts them changes the rate by more than
-// anything that is measured.
+// tcp sends over one connection for that long. Both ends block in the kernel, the
+// client on one CPU and the server on another: where the scheduler puts them
+// changes the rate by more than anything that is measured.
 func (t *testbed) tcp(ctx context.Context, length time.Duration) (s stream, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -48,12 +50,12 @@ func (t *testbed) tcp(ctx context.Context, length time.Duration) (s stream, err 
 	var sent, received time.Duration
 	sender.Go(func() {
 		sendErr = t.client.Do(func() error {
-			return onCPU(t.senderCPU, func() error {
+			return measure.OnCPU(t.senderCPU, func() error {
 				return timed(&sent, func() error { return tcpSend(ctx, at, length) })
 			})
 		})
 	})
-	err = onCPU(t.receiverCPU, func() error {
+	err = measure.OnCPU(t.receiverCPU, func() error {
 		return timed(&received, func() (err error) {
 			s.rate, s.kib, err = tcpReceive(ctx, listener)
 			return err

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -178,23 +177,4 @@ func (t *testbed) backlog() (waiting, dropped int, err error) {
 		dropped += int(q.QueueDropped) + int(q.UserDropped)
 	}
 	return waiting, dropped, err
-}
-
-// onCPU calls fn on a thread bound to that CPU, or any if it is negative.
-// Child processes that fn starts stay on it.
-func onCPU(cpu int, fn func() error) error {
-	if cpu < 0 {
-		return fn()
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var before, only unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		return fmt.Errorf("read CPU affinity: %w", err)
-	}
-	only.Set(cpu)
-	if err := unix.SchedSetaffinity(0, &only); err != nil {
-		return fmt.Errorf("bind to CPU %d: %w", cpu, err)
-	}
-	return errors.Join(fn(), unix.SchedSetaffinity(0, &before))
 }

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/bench/measure"
 )
 
 const (
@@ -98,7 +100,7 @@ func (t *testbed) flood(ctx context.Context, count, sources int) error {
 		msgs[i].hdr.Iov = &iov
 		msgs[i].hdr.SetIovlen(1)
 	}
-	return onCPU(t.senderCPU, func() error {
+	return measure.OnCPU(t.senderCPU, func() error {
 		for i := 0; count > 0; i++ {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -132,7 +134,7 @@ func (t *testbed) echo() (stop func() error, err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var served error
 	wg.Go(func() {
-		served = onCPU(t.senderCPU, func() error {
+		served = measure.OnCPU(t.senderCPU, func() error {
 			buf := make([]byte, 64)
 			for ctx.Err() == nil {
 				n, from, err := unix.Recvfrom(fd, buf, 0)
@@ -167,7 +169,7 @@ func (t *testbed) roundTrips(ctx context.Context, count int) (times []time.Durat
 		return nil, 0, fmt.Errorf("connect echo client: %w", err)
 	}
 	const maxLost = 20
-	err = onCPU(t.senderCPU, func() error {
+	err = measure.OnCPU(t.senderCPU, func() error {
 		for i := range count {
 			took, err := roundTrip(fd, uint32(i))
 			switch {

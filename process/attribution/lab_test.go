@@ -24,24 +24,32 @@ import (
 // waits until its input ends. Its value is what to do.
 const dialEnv = "VERDICTD_TEST_DIAL"
 
+// TestMain lets the test binary be the programs that tests run.
 func TestMain(m *testing.M) {
-	if what := os.Getenv(dialEnv); what != "" {
-		os.Exit(dial(what))
+	for name, program := range map[string]func(what string) error{dialEnv: dial, senderEnv: send} {
+		what := os.Getenv(name)
+		if what == "" {
+			continue
+		}
+		if err := program(what); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
 
 // dial opens a UDP socket that is connected to port 9 of an address.
-func dial(to string) int {
+func dial(to string) error {
 	conn, err := net.Dial("udp", net.JoinHostPort(to, "9"))
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return err
 	}
 	defer conn.Close()
 	fmt.Println(conn.LocalAddr())
 	os.Stdin.Read(make([]byte, 1)) // until its end
-	return 0
+	return nil
 }
 
 // dialer starts such a program in the namespace and returns its socket.

@@ -19,34 +19,32 @@ import (
 	"github.com/verdictd/verdictd/process/attribution"
 )
 
-// senderEnv makes the test binary a program that sends: its value is how many
-// sockets it opens and to whom.
+// senderEnv makes the test binary a program that sends, says which ports its
+// sockets have and stays until its input ends. Its value is how many sockets it
+// opens and to whom.
 const senderEnv = "VERDICTD_TEST_SENDER"
 
-// TestSender is that program. It says which ports its sockets have and stays until
-// its input ends.
-func TestSender(t *testing.T) {
-	value := os.Getenv(senderEnv)
-	if value == "" {
-		t.Skip("a program that other tests run")
-	}
+// send is that program.
+func send(what string) error {
 	var count int
 	var to string
-	if _, err := fmt.Sscan(value, &count, &to); err != nil {
-		t.Fatal(err)
+	if _, err := fmt.Sscan(what, &count, &to); err != nil {
+		return err
 	}
 	for range count {
 		conn, err := net.Dial("udp4", to)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
+		defer conn.Close()
 		if _, err := conn.Write([]byte("x")); err != nil {
-			t.Fatal(err)
+			return err
 		}
 		fmt.Println("port", conn.LocalAddr().(*net.UDPAddr).Port)
 	}
 	fmt.Println("ready")
-	_, _ = io.Copy(io.Discard, os.Stdin)
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 const (
@@ -66,6 +64,7 @@ type program struct {
 func run(tb testing.TB, ns *lab.Namespace, count int, path string, args ...string) *program {
 	tb.Helper()
 	p := &program{tb: tb, cmd: exec.Command(path, args...)}
+	p.cmd.Stderr = os.Stderr
 	p.cmd.Env = []string{fmt.Sprintf("%s=%d %s", senderEnv, count, sinkAddr)}
 	var err error
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
@@ -112,7 +111,7 @@ func (p *program) end() {
 // and what ends it.
 func sender(tb testing.TB, ns *lab.Namespace, count int) (flows []*packet.Packet, end func()) {
 	tb.Helper()
-	p := run(tb, ns, count, "/proc/self/exe", "-test.run=^TestSender$")
+	p := run(tb, ns, count, "/proc/self/exe")
 	return p.flows(), p.end
 }
 
@@ -176,8 +175,7 @@ func TestParentsOfNow(t *testing.T) {
 	if err := os.WriteFile(other, text, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	const script = `"$1" -test.run=^TestSender$ </dev/null; "$1" -test.run=^TestSender$ </dev/null; read next
-		exec "$2" -c '"$1" -test.run=^TestSender$; :' x "$1"`
+	const script = `"$1" </dev/null; "$1" </dev/null; read next; exec "$2" -c '"$1"; :' x "$1"`
 	p := run(t, lan.Client, 1, shell, "-c", script, "x", self, other)
 	defer p.end()
 	seen := map[uint32]bool{}

@@ -2,9 +2,11 @@
 
 // Three NFQUEUE loops in C to compare with. They use the kernel's headers only.
 //
-//   peer batched|spin|simple QUEUES MAXLEN RCVBUF COPYRANGE SPIN
+//   peer batched|spin|simple QUEUES MAXLEN RCVBUF COPYRANGE SPIN [MARK]
 //
-// binds queues 0 to QUEUES-1, a thread for each, and accepts every packet.
+// binds queues 0 to QUEUES-1, a thread for each, and accepts every packet. With
+// MARK it does so as verdictd does: by sending the packet round again (NF_REPEAT)
+// with that mark, by which verdictd's rules let the rest of its flow pass.
 //
 //   batched  recvmmsg of up to 64 packets, all their verdicts in one send:
 //            the fastest C loop known to us that answers packets one by one
@@ -24,6 +26,7 @@
 #include <linux/netfilter/nfnetlink_queue.h>
 #include <linux/netlink.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +45,8 @@ struct verdict {
 	struct nfgenmsg nfg;
 	struct nlattr attr;
 	struct nfqnl_msg_verdict_hdr hdr;
+	struct nlattr mark_attr; // these two only with a mark
+	uint32_t mark;
 };
 
 struct worker {
@@ -52,6 +57,8 @@ struct worker {
 	size_t size;        // of one receive buffer
 	unsigned char *buf; // BATCH of them
 	uint64_t bytes;     // of payload seen
+	uint32_t mark;      // in network order
+	size_t verdict;     // size of a verdict
 	_Alignas(64) uint64_t packets; // answered; read by main
 };
 
@@ -150,19 +157,21 @@ static int answer(struct worker *w, const unsigned char *msg, size_t len, struct
 	if (!ph)
 		return 0;
 	*v = (struct verdict){
-		.nlh = {.nlmsg_len = sizeof *v, .nlmsg_type = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_VERDICT, .nlmsg_flags = NLM_F_REQUEST},
+		.nlh = {.nlmsg_len = w->verdict, .nlmsg_type = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_VERDICT, .nlmsg_flags = NLM_F_REQUEST},
 		.nfg = {.nfgen_family = AF_UNSPEC, .version = NFNETLINK_V0, .res_id = htons(w->queue)},
 		.attr = {.nla_len = NLA_HDRLEN + sizeof v->hdr, .nla_type = NFQA_VERDICT_HDR},
-		.hdr = {.verdict = htonl(NF_ACCEPT), .id = ph->packet_id},
+		.hdr = {.verdict = htonl(w->mark ? NF_REPEAT : NF_ACCEPT), .id = ph->packet_id},
+		.mark_attr = {.nla_len = NLA_HDRLEN + sizeof v->mark, .nla_type = NFQA_MARK},
+		.mark = w->mark,
 	};
 	return 1;
 }
 
-static void flush(struct worker *w, const struct verdict *v, unsigned n)
+static void flush(struct worker *w, const void *verdicts, unsigned n)
 {
 	if (n == 0)
 		return;
-	if (send(w->fd, v, n * sizeof *v, 0) < 0)
+	if (send(w->fd, verdicts, n * w->verdict, 0) < 0)
 		die("send verdicts");
 	__atomic_store_n(&w->packets, w->packets + n, __ATOMIC_RELAXED);
 }
@@ -191,7 +200,7 @@ static int look(struct worker *w, struct mmsghdr *in)
 static void *batched(void *arg)
 {
 	struct worker *w = arg;
-	struct verdict out[BATCH];
+	struct verdict out[BATCH]; // one after the other, the rest at the end
 	struct mmsghdr in[BATCH] = {0};
 	struct iovec iov[BATCH];
 
@@ -210,7 +219,7 @@ static void *batched(void *arg)
 			die("receive packets");
 		k = 0;
 		for (int i = 0; i < n; i++)
-			k += answer(w, iov[i].iov_base, in[i].msg_len, &out[k]);
+			k += answer(w, iov[i].iov_base, in[i].msg_len, (void *)((char *)out + k * w->verdict));
 		flush(w, out, k);
 	}
 	return NULL;
@@ -236,8 +245,8 @@ int main(int argc, char **argv)
 	static struct worker workers[MAX_QUEUES];
 	char line[64];
 
-	if (argc != 7 || atoi(argv[2]) < 1 || atoi(argv[2]) > MAX_QUEUES) {
-		fprintf(stderr, "usage: peer batched|spin|simple QUEUES MAXLEN RCVBUF COPYRANGE SPIN\n");
+	if (argc < 7 || argc > 8 || atoi(argv[2]) < 1 || atoi(argv[2]) > MAX_QUEUES) {
+		fprintf(stderr, "usage: peer batched|spin|simple QUEUES MAXLEN RCVBUF COPYRANGE SPIN [MARK]\n");
 		return 2;
 	}
 	int queues = atoi(argv[2]);
@@ -245,6 +254,8 @@ int main(int argc, char **argv)
 		workers[i].queue = i;
 		if (!strcmp(argv[1], "spin"))
 			workers[i].spin = atoi(argv[6]);
+		workers[i].mark = argc == 8 ? htonl(strtoul(argv[7], NULL, 0)) : 0;
+		workers[i].verdict = argc == 8 ? sizeof(struct verdict) : offsetof(struct verdict, mark_attr);
 		open_worker(&workers[i], atoi(argv[3]), atoi(argv[4]), atoi(argv[5]));
 		errno = pthread_create(&workers[i].thread, NULL, strcmp(argv[1], "simple") ? batched : simple, &workers[i]);
 		if (errno)
