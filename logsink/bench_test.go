@@ -12,10 +12,11 @@ func BenchmarkEncode(b *testing.B) {
 	e := tcpEvent()
 	end := with(tcpEvent(), func(e *Event) { e.Kind = FlowEnd })
 	nflog := icmp6Event()
+	owned := with(e, func(e *Event) { e.Owner = ownerTests()[0] })
 	for _, bb := range []struct {
 		name string
 		e    *Event
-	}{{"drop", &e}, {"flow", &end}, {"nflog", &nflog}} {
+	}{{"drop", &e}, {"owned", &owned}, {"flow", &end}, {"nflog", &nflog}} {
 		b.Run(bb.name, func(b *testing.B) {
 			x, buf := NewEncoder(EncoderConfig{}), make([]byte, 0, 4096)
 			b.ReportAllocs()

@@ -79,6 +79,7 @@ type Encoder struct {
 	cfg       EncoderConfig
 	seq       uint64
 	community communityID
+	owners    map[uint32][]byte // of events before, encoded, by ID
 }
 
 // NewEncoder returns an Encoder whose first record has seq 1.
@@ -86,7 +87,7 @@ func NewEncoder(cfg EncoderConfig) *Encoder {
 	if cfg.PacketSource == "" {
 		cfg.PacketSource = "wire/pcap"
 	}
-	return &Encoder{cfg: cfg, community: communityID{seed: cfg.CommunitySeed}}
+	return &Encoder{cfg: cfg, community: communityID{seed: cfg.CommunitySeed}, owners: map[uint32][]byte{}}
 }
 
 // Append appends e as one line, newline included, and returns the longer
@@ -122,7 +123,7 @@ func (x *Encoder) Append(b []byte, e *Event) []byte {
 	b = append(key(b, "verdictd"), '{')
 	b = nonempty(b, "boot_id", x.cfg.BootID)
 	if e.aboutPacket() {
-		b = appendOwn(b, e)
+		b = x.appendOwn(b, e)
 	} else {
 		b = appendAdmin(b, e)
 	}

@@ -207,7 +207,7 @@ func flowState(e *Event) string {
 }
 
 // appendOwn appends the members of verdictd in a record about packets.
-func appendOwn(b []byte, e *Event) []byte {
+func (x *Encoder) appendOwn(b []byte, e *Event) []byte {
 	switch e.Kind {
 	case FlowDecision, FlowRepeat:
 		b = number(b, "queue", uint64(e.Queue))
@@ -231,7 +231,7 @@ func appendOwn(b []byte, e *Event) []byte {
 		b = number(b, "gid", uint64(e.GID))
 	}
 	if e.Owner != nil {
-		b = appendOwner(b, e.Owner)
+		b = x.appendOwner(b, e.Owner)
 	}
 	if e.Offloaded {
 		b = boolean(b, "offloaded", true)

@@ -1,6 +1,7 @@
 package logsink
 
 import (
+	"bytes"
 	"time"
 
 	"github.com/verdictd/verdictd/packet"
@@ -8,10 +9,33 @@ import (
 	"github.com/verdictd/verdictd/rules"
 )
 
-// appendOwner appends who owns the local socket. Its keys are those of
-// input.process, but that parents is an array.
-func appendOwner(b []byte, o *process.Owner) []byte {
-	b = append(key(b, "process"), '{')
+// maxOwners bounds the owners that an Encoder keeps encoded. A full set begins
+// anew.
+const maxOwners = 256
+
+// appendOwner appends who owns the local socket. An owner never changes, and
+// mostly has more than one flow: it is encoded once.
+func (x *Encoder) appendOwner(b []byte, o *process.Owner) []byte {
+	if text, ok := x.owners[o.ID]; ok {
+		return append(key(b, "process"), text...)
+	}
+	b = key(b, "process")
+	begin := len(b)
+	b = encodeOwner(b, o)
+	if o.ID == 0 { // it is of no daemon
+		return b
+	}
+	if len(x.owners) >= maxOwners {
+		clear(x.owners)
+	}
+	x.owners[o.ID] = bytes.Clone(b[begin:])
+	return b
+}
+
+// encodeOwner appends an owner as JSON. Its keys are those of input.process, but
+// that parents is an array.
+func encodeOwner(b []byte, o *process.Owner) []byte {
+	b = append(b, '{')
 	b = text(b, "source", o.Source.String())
 	if o.Process != nil {
 		b = appendProcess(b, o.Process)
@@ -72,7 +96,7 @@ func appendCgroup(b []byte, c *process.Cgroup) []byte {
 	return append(nonempty(b, "pod", c.PodUID), '}')
 }
 
-// ownerLine has the keys of appendOwner.
+// ownerLine has the keys of encodeOwner.
 type ownerLine struct {
 	Source    process.Source `json:"source"`
 	PID       uint32         `json:"pid"`
