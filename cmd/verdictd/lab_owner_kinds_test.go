@@ -55,7 +55,13 @@ func (b *senders) buildKinds() {
 // kind sends by one kind of socket to a port of the server and says who did.
 func (b *senders) kind(ns *lab.Namespace, kind string, port uint16) (pid uint32, exe string) {
 	b.t.Helper()
-	cmd := exec.Command(filepath.Join(b.dir, "kinds"), kind, "10.99.0.2", "fd99::2", fmt.Sprint(port))
+	return b.kindBy(ns, "kinds", kind, port)
+}
+
+// kindBy is kind by one of the two programs.
+func (b *senders) kindBy(ns *lab.Namespace, program, kind string, port uint16) (pid uint32, exe string) {
+	b.t.Helper()
+	cmd := exec.Command(filepath.Join(b.dir, program), kind, "10.99.0.2", "fd99::2", fmt.Sprint(port))
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	var out []byte
@@ -117,6 +123,28 @@ func TestLabOwnerExecsLater(t *testing.T) {
 		if p.PID != pid || p.Exe != filepath.Join(b.dir, "kinds") {
 			t.Errorf("got %+v, want process %d and what it ran then", *p, pid)
 		}
+	}
+}
+
+// TestLabOwnerTakenOver: while a packet waits, another program sends by the same
+// ports. Neither is taken for the other.
+func TestLabOwnerTakenOver(t *testing.T) {
+	for _, mode := range []string{"auto", "proc"} {
+		t.Run(mode, func(t *testing.T) {
+			setup(t, labtest.GCC, labtest.BPF)
+			lan, b := labtest.Pair(t), newSenders(t)
+			b.buildKinds()
+			d := startDaemon(t, lan.Client, acceptAll, "--hook", "output", "--attribution", mode)
+			d.Signal(unix.SIGSTOP)
+			seen := len(d.Stdout())
+			b.kindBy(lan.Client, "kinds", "bound", 30000)
+			b.kindBy(lan.Client, "kinds-other", "bound", 30000)
+			d.Signal(unix.SIGCONT)
+			p := d.next(seen, "UDP", nil).Own.Process
+			if p.PID != 0 || p.Exe != "" || p.Source != "uid-only" {
+				t.Errorf("got %+v, want nobody but the user", *p)
+			}
+		})
 	}
 }
 

@@ -79,8 +79,11 @@ func (a *Attributor) find(m *packet.Meta, p *packet.Packet) *process.Owner {
 // sender returns who sends a packet.
 func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) *process.Owner {
 	o, ok := a.recordedFlow()
-	if o != nil {
+	switch {
+	case o != nil:
 		return o
+	case ok && a.flow.Ambiguous: // the socket that is there now need not be the sender's
+		return a.byUID(m)
 	}
 	if !ok || a.flow.Cookie != 0 {
 		if o := a.bySocket(false, m); o != nil {
@@ -119,6 +122,9 @@ func (a *Attributor) recordedFlow() (o *process.Owner, ok bool) {
 func (a *Attributor) bySocket(incoming bool, m *packet.Meta) *process.Owner {
 	if !a.findSocket(incoming, m) {
 		return nil
+	}
+	if !incoming && m.HasUID && a.socket.Inode != 0 && a.socket.UID != m.UID {
+		return nil // another one by now
 	}
 	if o := a.ownerOf(&a.socket, m); o.Source != process.Unknown {
 		return o

@@ -22,9 +22,10 @@
 //
 // # Never a guess
 //
-// An answer names its source. Two answers that contradict each other, a socket
-// that several processes hold where nobody recorded its use, a tuple that two
-// network namespaces sent from: all that is no process. A process is named by its
+// An answer names its source. A socket that several processes hold where nobody
+// recorded its use, a tuple that two network namespaces sent from, or that another
+// program got hold of while a packet could still wait in a queue: all that is no
+// process. A process is named by its
 // pid and the time it was started, so a pid that is used again is another one.
 //
 // # What it costs

@@ -234,11 +234,94 @@ func (p *programs) compare(c *code) {
 		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Cookie)), asm.DWord),
 		asm.LoadMem(asm.R2, asm.R10, flowAtCookie, asm.DWord),
 		asm.JNE.Reg(asm.R1, asm.R2, "record"),
+	)
+	p.touch(c)
+	c.add(
 		asm.JEq.Imm(asm.R9, 0, "out"), // forgotten since, or never known
 		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Owner)+unsafe.Offsetof(r.Owner.Stamp)), asm.DWord),
 		asm.LoadMem(asm.R2, asm.R9, int16(unsafe.Offsetof(r.Owner.Stamp)), asm.DWord),
 		asm.JEq.Reg(asm.R1, asm.R2, "out"),
 	)
+}
+
+// touch notes a packet in the record R7, and goes on to make a new one if it was
+// taken over from somebody else, whose packets cannot wait any more.
+func (p *programs) touch(c *code) {
+	var r flowRecord
+	kept := c.fresh()
+	c.add(
+		asm.FnKtimeGetNs.Call(),
+		asm.StoreMem(asm.R7, int16(unsafe.Offsetof(r.Last)), asm.R0, asm.DWord),
+		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Flags)), asm.Word),
+		asm.And.Imm(asm.R1, flowTaken),
+		asm.JEq.Imm(asm.R1, 0, kept),
+		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Made)), asm.DWord),
+		asm.Sub.Reg(asm.R0, asm.R1),
+		asm.LoadImm(asm.R1, int64(p.window), asm.DWord),
+		asm.JGT.Reg(asm.R0, asm.R1, "record"),
+	)
+	c.label(kept)
+}
+
+// taken marks a record that is made in the place of R7, the record of a socket of
+// another program, user or cgroup, whose packets can still wait.
+func (p *programs) taken(c *code) {
+	var r flowRecord
+	plain, mark, first := c.fresh(), c.fresh(), c.fresh()
+	owner := int16(unsafe.Offsetof(r.Owner))
+	flags := int16(unsafe.Offsetof(r.Flags))
+	c.add(
+		asm.FnKtimeGetNs.Call(),
+		asm.StoreMem(asm.R10, flowAtRecord+int16(unsafe.Offsetof(r.Made)), asm.R0, asm.DWord),
+		asm.StoreMem(asm.R10, flowAtRecord+int16(unsafe.Offsetof(r.Last)), asm.R0, asm.DWord),
+		asm.JEq.Imm(asm.R7, 0, plain),
+		// What waited when the record there is was made still does.
+		asm.LoadMem(asm.R1, asm.R7, flags, asm.Word),
+		asm.And.Imm(asm.R1, flowTaken),
+		asm.JEq.Imm(asm.R1, 0, first),
+		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Made)), asm.DWord),
+		asm.Mov.Reg(asm.R2, asm.R0),
+		asm.Sub.Reg(asm.R2, asm.R1),
+		asm.LoadImm(asm.R1, int64(p.window), asm.DWord),
+		asm.JLE.Reg(asm.R2, asm.R1, mark),
+	)
+	c.label(first)
+	c.add(
+		// Of the same socket: whoever sends by it, it was there for both.
+		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Cookie)), asm.DWord),
+		asm.JEq.Imm(asm.R1, 0, plain),
+		asm.LoadMem(asm.R2, asm.R10, flowAtCookie, asm.DWord),
+		asm.JEq.Reg(asm.R1, asm.R2, plain),
+		asm.LoadMem(asm.R1, asm.R7, flags, asm.Word),
+		asm.And.Imm(asm.R1, flowKernel),
+		asm.JNE.Imm(asm.R1, 0, plain),
+		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Last)), asm.DWord),
+		asm.Sub.Reg(asm.R0, asm.R1),
+		asm.LoadImm(asm.R1, int64(p.window), asm.DWord),
+		asm.JGT.Reg(asm.R0, asm.R1, plain),
+	)
+	for _, of := range []struct {
+		offset uintptr
+		size   asm.Size
+	}{
+		{unsafe.Offsetof(r.Owner.Image), asm.DWord}, {unsafe.Offsetof(r.Owner.CgroupID), asm.DWord},
+		{unsafe.Offsetof(r.Owner.UID), asm.Word}, {unsafe.Offsetof(r.Owner.GID), asm.Word},
+	} {
+		at := owner + int16(of.offset)
+		c.add(
+			asm.LoadMem(asm.R1, asm.R7, at, of.size),
+			asm.LoadMem(asm.R2, asm.R10, flowAtRecord+at, of.size),
+			asm.JNE.Reg(asm.R1, asm.R2, mark),
+		)
+	}
+	c.add(asm.Ja.Label(plain))
+	c.label(mark)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, flowAtRecord+flags, asm.Word),
+		asm.Or.Imm(asm.R1, flowTaken),
+		asm.StoreMem(asm.R10, flowAtRecord+flags, asm.R1, asm.Word),
+	)
+	c.label(plain)
 }
 
 // record writes a new record of the flow, then says that it has changed: who
@@ -270,6 +353,7 @@ func (p *programs) record(c *code) {
 	}
 	c.label("whose")
 	p.ambiguous(c)
+	p.taken(c)
 	c.add(
 		asm.LoadMem(asm.R1, asm.R10, flowAtCookie, asm.DWord),
 		asm.LoadMem(asm.R2, asm.R10, at(unsafe.Offsetof(r.Owner)+unsafe.Offsetof(r.Owner.Stamp)), asm.DWord),

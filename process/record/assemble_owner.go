@@ -99,6 +99,17 @@ func (p *programs) caller(c *code, hook Hook) {
 	c.add(asm.Mov.Reg(asm.R1, asm.R6), asm.FnGetNetnsCookie.Call())
 	put(unsafe.Offsetof(r.NetNS), asm.R0, asm.DWord)
 	c.add(asm.StoreImm(asm.R10, slotOwner+int16(unsafe.Offsetof(r.Hook)), int64(hook), asm.Word))
+	if p.offsets == nil {
+		return
+	}
+	none := c.fresh()
+	c.follow(asm.R8, asm.R7, p.offsets.taskMM, slotTemp)
+	c.add(asm.JEq.Imm(asm.R8, 0, none))
+	c.follow(asm.R8, asm.R8, p.offsets.mmExe, slotTemp)
+	c.add(asm.JEq.Imm(asm.R8, 0, none))
+	c.follow(asm.R1, asm.R8, p.offsets.fileInode, slotTemp)
+	put(unsafe.Offsetof(r.Image), asm.R1, asm.DWord)
+	c.label(none)
 }
 
 // unchanged jumps to known if the socket's record is of the same caller. A

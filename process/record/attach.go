@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -17,6 +18,7 @@ import (
 type programs struct {
 	maps    *maps
 	offsets *offsets
+	window  time.Duration // see flowWindow
 }
 
 // part is one program and where it is attached.
@@ -85,7 +87,7 @@ func load(all []*part) {
 // attachAll loads all programs and attaches all but the flow program. An error
 // is the first of a program that is not optional; the caller must detach then.
 func (r *Recorder) attachAll(dir *os.File, forward bool) error {
-	all := (&programs{maps: &r.maps, offsets: r.offsets}).parts(forward)
+	all := (&programs{maps: &r.maps, offsets: r.offsets, window: r.window}).parts(forward)
 	load(all)
 	var first error
 	for _, p := range all {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/verdictd/verdictd/internal/lab"
 	"github.com/verdictd/verdictd/internal/lab/labtest"
@@ -156,6 +157,38 @@ func TestLabPortReuse(t *testing.T) {
 	_, n2 := flowOf(t, b.rec)
 	if o1.Cookie == o2.Cookie || o1.PID == o2.PID || n1 == n2 {
 		t.Errorf("got %+v (%d), then %+v (%d)", o1, n1, o2, n2)
+	}
+}
+
+// TestLabTakenOver: a packet that waits in the queue is not taken for that of a
+// program that gets hold of its tuple meanwhile.
+func TestLabTakenOver(t *testing.T) {
+	requireBPF(t)
+	labtest.Require(t, labtest.IPTablesBinary)
+	const window = 300 * time.Millisecond
+	net := labtest.Pair(t)
+	r := open(t, record.Config{}.Within(window))
+	rule(t, net.Client, r)
+	first, second := copyOf(t, filepath.Join(t.TempDir(), "first")), copyOf(t, filepath.Join(t.TempDir(), "second"))
+	send := func(path string) record.Flow {
+		t.Helper()
+		command{ns: net.Client, path: path, words: strings.Fields(sendUDP)}.run(t)
+		f, _ := flowOf(t, r)
+		return f
+	}
+	for _, step := range []struct {
+		path  string
+		wait  time.Duration
+		taken bool
+	}{
+		{first, 0, false}, {first, 0, false}, // another process, the same program
+		{second, 0, true}, {second, 0, true}, // the packet of the first may still wait
+		{first, 0, true}, {second, 2 * window, false}, // what waited has been judged
+	} {
+		time.Sleep(step.wait)
+		if f := send(step.path); f.Ambiguous != step.taken || !f.HasOwner {
+			t.Errorf("%s after %v: got %+v, want ambiguous %v", filepath.Base(step.path), step.wait, f, step.taken)
+		}
 	}
 }
 

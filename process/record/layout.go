@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +15,7 @@ import (
 
 // layout is the version of the records below. It is part of the maps' names: a
 // successor with other records makes maps of its own.
-const layout = "2"
+const layout = "3"
 
 // flowKey is the key of the flows map: packet.Key with ports in network byte
 // order.
@@ -32,6 +33,8 @@ type flowRecord struct {
 	Tuple  uint64 // hash of the key: see hash
 	Cookie uint64
 	NetNS  uint64
+	Made   uint64 // CLOCK_MONOTONIC of the first packet of this record
+	Last   uint64 // and of the last one
 	Flags  uint32 // flow...
 	_      uint32
 	Owner  ownerRecord // zero without flowHasOwner
@@ -41,8 +44,13 @@ type flowRecord struct {
 const (
 	flowHasOwner  = 1 << iota // Owner is valid
 	flowAmbiguous             // two namespaces
+	flowTaken                 // taken over from somebody else, within flowWindow
 	flowKernel                // the socket is one of the kernel's own
 )
+
+// flowWindow is how long a packet may wait in a queue while another program gets
+// hold of its tuple.
+const flowWindow = 10 * time.Second
 
 // ownerRecord is the value of the owners map. From PID to ExecID it is what
 // tells two owners apart, and so is GID.
@@ -54,6 +62,7 @@ type ownerRecord struct {
 	NetNS    uint64
 	Start    uint64
 	ExecID   uint64 // counts execve in the process (task_struct.self_exec_id)
+	Image    uint64 // address of the inode that runs: only for comparison
 	GID, TID uint32
 	Hook     uint32
 	Flags    uint32 // ownerSeeded
@@ -177,7 +186,7 @@ func (r *flowRecord) decode(tuple uint64, f *Flow) bool {
 	}
 	f.Cookie, f.NetNS = r.Cookie, r.NetNS
 	f.HasOwner = r.Flags&flowHasOwner != 0
-	f.Ambiguous = r.Flags&flowAmbiguous != 0
+	f.Ambiguous = r.Flags&(flowAmbiguous|flowTaken) != 0
 	if r.Flags&flowKernel != 0 {
 		f.Cookie = 0
 	}

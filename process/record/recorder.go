@@ -1,10 +1,12 @@
 package record
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -30,6 +32,8 @@ type Config struct {
 	// Inherited are maps of a recorder before, as Files named them. They are taken
 	// over if they fit, else made anew, and closed in either case.
 	Inherited map[string]*os.File
+
+	window time.Duration // for tests; 0: flowWindow
 }
 
 // Recorder holds programs, links and maps. All but Close, Pin and Open may be
@@ -42,6 +46,7 @@ type Recorder struct {
 	pinned   string // where the flow program is pinned, or ""
 	stats    Stats
 	offsets  *offsets // nil if nothing is known of kernel structures
+	window   time.Duration
 }
 
 // Open loads the programs and attaches them. From its return on, what processes
@@ -52,7 +57,7 @@ type Recorder struct {
 // caller a capability; the text names it. What can be done without is not an
 // error: Stats says what is missing. Nothing stays behind.
 func Open(cfg Config) (*Recorder, error) {
-	r := &Recorder{}
+	r := &Recorder{window: cmp.Or(cfg.window, flowWindow)}
 	if err := r.open(cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("record owners of sockets: %w", err), r.Close())
 	}

@@ -146,6 +146,12 @@ int main(int argc, char **argv) {
 		snprintf(path, sizeof path, "%s-other", argv[0]);
 		execl(path, path, "inherited", argv[2], argv[3], argv[4], NULL);
 		die(path);
+	} else if (!strcmp(kind, "bound")) { // from a port that others can take next
+		struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(5555)};
+		fd = open_socket(AF_INET, SOCK_DGRAM, 0);
+		if (bind(fd, (struct sockaddr *)&at, sizeof at) < 0)
+			die("bind");
+		datagram4(fd);
 	} else if (!strcmp(kind, "then-exec")) { // another program before anybody looks
 		datagram4(open_socket(AF_INET, SOCK_DGRAM, 0));
 		say(getpid());
