@@ -18,7 +18,7 @@ import (
 const (
 	// Version is the version of the messages. Both sides send theirs first and
 	// refuse another one.
-	Version = 1
+	Version = 2
 
 	maxPayload = 64 << 20 // bytes of one message
 	maxFiles   = 253      // descriptors in one message, SCM_MAX_FD
