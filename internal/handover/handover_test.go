@@ -134,7 +134,7 @@ func TestGreet(t *testing.T) {
 	if err := a.Send(kindVersion, []byte{Version + 1}); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Greet(); err == nil || !strings.Contains(err.Error(), "version [2], this one 1") {
+	if err := b.Greet(); err == nil || !strings.Contains(err.Error(), "version [3], this one 2") {
 		t.Errorf("got %v, want that the versions differ", err)
 	}
 }
