@@ -28,9 +28,7 @@ func (d *daemon) openOwners(ctx context.Context) error {
 	}
 	// Rules of the user's own may queue what is forwarded, too.
 	forward := d.settings.ruleset == nil || slices.Contains(d.settings.ruleset.Hooks, hook.Forward)
-	d.owners, err = attribution.Open(attribution.Config{
-		Mode: d.attribution, NetNS: d.netns, Forward: forward, Maps: maps, Flows: d.Flows * len(d.Queues),
-	})
+	d.owners, err = attribution.Open(attribution.Config{Mode: d.attribution, NetNS: d.netns, Forward: forward, Maps: maps})
 	if err != nil {
 		return err
 	}

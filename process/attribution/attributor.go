@@ -90,6 +90,11 @@ func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) *process.Owner {
 			return o
 		}
 	}
+	if !ok {
+		if o := a.byPing(m, p); o != nil {
+			return o
+		}
+	}
 	// The kernel names the user of every socket that a process has open: without
 	// one, the packet is the kernel's own, or the rest of a closed connection's.
 	if !m.HasUID && (ok && a.flow.Cookie == 0 || p.Protocol != packet.ProtoTCP || p.TCPFlags&packet.RST != 0) {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/internal/lab"
 	"github.com/verdictd/verdictd/internal/lab/labtest"
@@ -187,6 +189,41 @@ func TestLabSharedSocket(t *testing.T) {
 	r.Seed(t.Context())
 	if o := a.Owner(sentBy(local, to)); o.Process != nil || o.Source != process.UIDOnly {
 		t.Errorf("got %+v, want only the user: two processes hold the socket", *o)
+	}
+}
+
+// TestLabPing: without BPF, who holds a ping socket is known after a search.
+func TestLabPing(t *testing.T) {
+	labtest.Require(t, labtest.Root)
+	lan := labtest.Pair(t)
+	if err := lan.Client.Sysctl("net/ipv4/ping_group_range", "0 2147483647"); err != nil {
+		t.Fatal(err)
+	}
+	const id = 4711
+	var fd int
+	err := lan.Client.Do(func() (err error) {
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP); err != nil {
+			return err
+		}
+		return unix.Bind(fd, &unix.SockaddrInet4{Port: id})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	r := working(t, lan.Client, attribution.Proc)
+	a := r.New()
+	defer a.Close()
+	m, p := sentBy(netip.MustParseAddrPort("10.99.0.1:0"), netip.MustParseAddrPort("10.99.0.2:0"))
+	p.Protocol, p.HasPorts, p.ICMPType, p.Echo, p.EchoID = packet.ProtoICMP, false, packet.ICMPEchoRequest, true, id
+	var o *process.Owner
+	found := lab.Poll(5*time.Second, func() bool { o = a.Owner(m, p); return o.Process != nil })
+	if !found || int(o.Process.PID) != os.Getpid() || o.Source != process.Diag {
+		t.Errorf("got %+v, want this process", *o)
+	}
+	m.UID = 7 // of somebody else
+	if o := a.Owner(m, p); o.Process != nil {
+		t.Errorf("got %+v, want only the user", *o)
 	}
 }
 

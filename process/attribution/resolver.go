@@ -70,6 +70,7 @@ type Resolver struct {
 	kernel   *process.Owner
 
 	holders    atomic.Pointer[map[uint32]holder] // of sockets, by inode
+	pings      atomic.Pointer[map[pingKey]sockdiag.Raw]
 	wantSearch chan struct{}
 
 	recent      recent

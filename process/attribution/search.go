@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/process/procfs"
 	"github.com/verdictd/verdictd/process/record"
@@ -78,6 +79,7 @@ func (r *Resolver) scan(ctx context.Context) {
 		}
 		return nil
 	})
+	r.readPings()
 	r.counts.searches.Add(1)
 	if err != nil && ctx.Err() == nil {
 		r.counts.failed.Add(1)
@@ -86,6 +88,44 @@ func (r *Resolver) scan(ctx context.Context) {
 	if before == nil || !sameHolders(*before, found) {
 		r.revision.Add(1)
 	}
+}
+
+// pingKey names a ping socket: by IP version and echo identifier.
+type pingKey struct {
+	version uint8
+	id      uint16
+}
+
+// readPings notes the ping sockets that there are: sock_diag does not show them.
+func (r *Resolver) readPings() {
+	raw, err := sockdiag.ReadRaw(r.cfg.NetNS)
+	if err != nil {
+		r.counts.failed.Add(1)
+		return
+	}
+	found := map[pingKey]sockdiag.Raw{}
+	for _, s := range raw {
+		if s.Ping {
+			found[pingKey{s.Family, s.ID}] = s
+		}
+	}
+	r.pings.Store(&found)
+}
+
+// byPing returns who holds the ping socket that sends the packet, as the last
+// search saw it; nil if it saw none.
+func (a *Attributor) byPing(m *packet.Meta, p *packet.Packet) *process.Owner {
+	pings := a.r.pings.Load()
+	if !p.Echo || pings == nil {
+		return nil
+	}
+	s, ok := (*pings)[pingKey{p.Version, p.EchoID}]
+	if !ok || m.HasUID && m.UID != s.UID {
+		a.r.search()
+		return nil
+	}
+	a.socket = sockdiag.Socket{Family: s.Family, UID: s.UID, Inode: s.Inode}
+	return a.held(&a.socket, m.Time)
 }
 
 func sameHolders(a, b map[uint32]holder) bool {
