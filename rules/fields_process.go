@@ -55,7 +55,7 @@ func processFields() []Field {
 			Get: exe(func(e *process.Exe, v *Value) bool { return e.Inode != 0 && wide(v, e.Inode) })},
 		{Path: "process.exe_device", Kind: Int, Scope: PerOwner, Max: math.MaxInt64, Doc: "Device of that inode, as stat(2) numbers it.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return e.Inode != 0 && wide(v, e.Device) })},
-		{Path: "process.exe_deleted", Kind: Bool, Scope: PerOwner, Doc: "The program's file was deleted or replaced since the program was started.",
+		{Path: "process.exe_deleted", Kind: Bool, Scope: PerOwner, Doc: "The program's file had been deleted or replaced when its first packet was seen.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return (e.Path != "" || e.Inside != "") && flag(v, e.Deleted) })},
 		{Path: "process.uid", Kind: Int, Scope: PerOwner, Max: 1<<32 - 1, Doc: "User id by which the process used the socket.",
 			Get: owner(func(o *process.Owner, v *Value) bool { return o.HasUID && num(v, o.UID) })},
