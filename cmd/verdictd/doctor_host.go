@@ -170,14 +170,6 @@ func btfFinding(err error) finding {
 		"programs, start times and accepted connections are not recorded", "a kernel with CONFIG_DEBUG_INFO_BTF"}
 }
 
-// initialPIDs says whether this process is in the initial pid namespace.
-//
-// Source: PROC_PID_INIT_INO, include/linux/proc_ns.h.
-func initialPIDs() (bool, error) {
-	at, err := os.Readlink("/proc/self/ns/pid")
-	return at == fmt.Sprintf("pid:[%d]", 0xEFFFFFFC), err
-}
-
 func pidFinding(initial bool, err error) finding {
 	const name = "pid namespace"
 	switch {

@@ -34,7 +34,7 @@ func (c *checkup) attributionFindings() []finding {
 		connectorFinding(hasProcessEvents()),
 		cgroupFinding(cgroupMounts()),
 		btfFinding(readable(kernelTypes)),
-		pidFinding(initialPIDs()),
+		pidFinding(attribution.InitialPIDs()),
 	)
 }
 

@@ -2,9 +2,11 @@ package attribution_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -216,4 +218,36 @@ func count(tracepoint uint64, fn func()) (n int, err error) {
 		return 0, err
 	}
 	return int(binary.NativeEndian.Uint64(value[:])), nil
+}
+
+// BenchmarkSearch finds out who holds which socket, by the kernel's iterator and by
+// a search of /proc, with a hundred processes beside those that are there.
+func BenchmarkSearch(b *testing.B) {
+	_, r := resolver(b, attribution.Auto)
+	if !r.Tables() {
+		b.Skip("needs the iterator task_file and the initial pid namespace")
+	}
+	for range 100 {
+		child := exec.Command("cat")
+		in, err := child.StdinPipe()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := child.Start(); err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = errors.Join(in.Close(), child.Wait()) }()
+	}
+	for _, way := range []struct {
+		name   string
+		tables bool
+	}{{"iterator", true}, {"proc", false}} {
+		b.Run(way.name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := r.List(b.Context(), way.tables); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

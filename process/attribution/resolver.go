@@ -60,6 +60,7 @@ type Resolver struct {
 	cfg    Config
 	rec    *record.Recorder // nil: nothing is recorded
 	noRec  error            // why not
+	tables bool             // rec lists who holds sockets, by the numbers that /proc has
 	fs     *procfs.FS
 	users  *procfs.Users
 	hashes hashes
@@ -108,7 +109,22 @@ func Open(cfg Config) (*Resolver, error) {
 		return r, nil
 	}
 	r.rec, r.noRec = record.Open(record.Config{Forward: cfg.Forward, Flows: cfg.Flows, Inherited: cfg.Maps})
+	if r.rec != nil && r.rec.ListsHolders() {
+		r.tables, err = InitialPIDs()
+		if err != nil {
+			r.counts.failed.Add(1)
+		}
+	}
 	return r, nil
+}
+
+// InitialPIDs says whether this process is in the initial pid namespace, whose
+// numbers the kernel's records have.
+//
+// Source: PROC_PID_INIT_INO, include/linux/proc_ns.h.
+func InitialPIDs() (bool, error) {
+	at, err := os.Readlink("/proc/self/ns/pid")
+	return at == fmt.Sprintf("pid:[%d]", 0xEFFFFFFC), err
 }
 
 // Close ends the recording and frees everything. No Attributor may be in use.

@@ -61,24 +61,7 @@ func (r *Resolver) searcher(ctx context.Context) {
 
 // scan finds out who holds which socket. What cannot be read is left out.
 func (r *Resolver) scan(ctx context.Context) {
-	found := map[uint32]holder{}
-	starts := map[uint32]uint64{}
-	err := r.fs.Holders(ctx, func(inode, pid uint32, fd int) error {
-		h, ok := found[inode]
-		switch {
-		case !ok:
-			start, known := starts[pid]
-			if !known {
-				start, _ = r.fs.StartBoot(pid) // 0, if it ended: then it is no process's
-				starts[pid] = start
-			}
-			found[inode] = holder{pid: pid, fd: fd, start: start}
-		case h.pid != pid:
-			h.many = true
-			found[inode] = h
-		}
-		return nil
-	})
+	found, err := r.list(ctx, r.tables)
 	r.readPings()
 	r.counts.searches.Add(1)
 	if err != nil && ctx.Err() == nil {
@@ -88,6 +71,43 @@ func (r *Resolver) scan(ctx context.Context) {
 	if before == nil || !sameHolders(*before, found) {
 		r.revision.Add(1)
 	}
+}
+
+// list finds out who holds which socket: from the kernel's own tables, if they can
+// be had, else from /proc.
+func (r *Resolver) list(ctx context.Context, tables bool) (map[uint32]holder, error) {
+	if tables {
+		found := map[uint32]holder{}
+		err := r.rec.Holders(ctx, func(h *record.Holder) error {
+			note(found, h.Inode, holder{pid: h.PID, fd: int(h.FD), start: h.Start})
+			return nil
+		})
+		if err == nil || ctx.Err() != nil {
+			return found, err
+		}
+		r.counts.failed.Add(1)
+	}
+	found := map[uint32]holder{}
+	starts := map[uint32]uint64{}
+	err := r.fs.Holders(ctx, func(inode, pid uint32, fd int) error {
+		start, known := starts[pid]
+		if !known {
+			start, _ = r.fs.StartBoot(pid) // 0, if it ended: then it is no process's
+			starts[pid] = start
+		}
+		note(found, inode, holder{pid: pid, fd: fd, start: start})
+		return nil
+	})
+	return found, err
+}
+
+// note adds one descriptor to what was found.
+func note(found map[uint32]holder, inode uint32, h holder) {
+	if first, ok := found[inode]; ok {
+		first.many = first.many || first.pid != h.pid
+		h = first
+	}
+	found[inode] = h
 }
 
 // pingKey names a ping socket: by IP version and echo identifier.

@@ -27,6 +27,7 @@ type part struct {
 	typ      ebpf.ProgramType
 	attach   ebpf.AttachType // of cgroup programs
 	point    string          // tracepoint, if it is for one
+	iter     string          // iterator, if it is of one
 	optional bool
 	ins      asm.Instructions
 
@@ -57,6 +58,7 @@ func (p *programs) parts(forward bool) []*part {
 			&part{name: "exec", typ: ebpf.RawTracepoint, point: "sched_process_exec", optional: true, ins: p.exec()},
 			&part{name: "fork", typ: ebpf.RawTracepoint, point: "sched_process_fork", optional: true, ins: p.fork()},
 			&part{name: "exit", typ: ebpf.RawTracepoint, point: "sched_process_exit", optional: true, ins: p.exit()},
+			&part{name: holdersPart, typ: ebpf.Tracing, attach: ebpf.AttachTraceIter, iter: taskFile, optional: true, ins: p.holders()},
 			&part{name: "accept", typ: ebpf.SockOps, attach: ebpf.AttachCGroupSockOps, optional: true, ins: p.accept()},
 		)
 	}
@@ -74,7 +76,7 @@ func load(all []*part) {
 	for _, p := range all {
 		wait.Go(func() {
 			p.prog, p.err = ebpf.NewProgram(&ebpf.ProgramSpec{
-				Name: "vd_" + p.name, Type: p.typ, AttachType: p.attach, License: "GPL", Instructions: p.ins,
+				Name: "vd_" + p.name, Type: p.typ, AttachType: p.attach, AttachTo: p.iter, License: "GPL", Instructions: p.ins,
 			})
 			if p.err != nil {
 				p.err = fmt.Errorf("load program %s: %w%s", p.name, p.err, needs(p.err))
@@ -113,6 +115,15 @@ func (r *Recorder) attachAll(dir *os.File, forward bool) error {
 func (r *Recorder) attach(dir *os.File, p *part) error {
 	if p.name == flowPart {
 		r.flow = p.prog
+		return nil
+	}
+	if p.iter != "" {
+		l, err := link.AttachIter(link.IterOptions{Program: p.prog})
+		if err != nil {
+			return fmt.Errorf("attach program %s to iterator %s: %w%s", p.name, p.iter, err, needs(err))
+		}
+		r.iter = l
+		r.links = append(r.links, l)
 		return nil
 	}
 	if p.point != "" {

@@ -29,6 +29,10 @@
 // All three are LRU maps: they never refuse, they forget. Nothing is deleted on
 // close: socket cookies are not used twice, and packets may still be under way.
 //
+// Sockets older than the recorder have no owner yet. [Recorder.Holders] lists which
+// process holds which socket, by an iterator over the kernel's descriptors
+// (task_file), and [Recorder.Seed] takes what follows from that.
+//
 // A socket that accept returns is made in the kernel by a SYN, with nobody
 // calling. A sock_ops program gives it the owner of the listener
 // ([HookAccept]); who will call accept is not known. With SYN cookies there is no
@@ -58,7 +62,7 @@
 //
 // The offsets of kernel structures come from the kernel's BTF when the programs
 // are loaded. Without BTF there are no process records, no start times, no
-// owners of accepted sockets; [Recorder.Stats] says so.
+// owners of accepted sockets, no list of holders; [Recorder.Stats] says so.
 //
 // A record is written whole and can be replaced while somebody copies it: each
 // carries its own key and a check at the end, and a copy that does not agree is
@@ -67,7 +71,8 @@
 // # Needs
 //
 // CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (or CAP_SYS_ADMIN), cgroup version 2,
-// and CONFIG_CGROUP_BPF. Tried on Linux 6.18; the helpers are there from 5.8 on.
+// and CONFIG_CGROUP_BPF. Tried on Linux 6.18; the helpers are there from 5.8 on,
+// those of the list of holders from 5.11 on.
 // The hooks see the sockets of all network namespaces; ids are those of the
 // initial pid and user namespace. The default maps take about 60 MB of kernel
 // memory, more than half of it for processes.

@@ -43,7 +43,8 @@ type Recorder struct {
 	requests requests
 	flow     *ebpf.Program
 	links    []link.Link
-	pinned   string // where the flow program is pinned, or ""
+	iter     *link.Iter // one of links; nil if the kernel has none
+	pinned   string     // where the flow program is pinned, or ""
 	stats    Stats
 	offsets  *offsets // nil if nothing is known of kernel structures
 	window   time.Duration
@@ -174,7 +175,7 @@ func (r *Recorder) detach() error {
 		}
 		errs = append(errs, r.flow.Close())
 	}
-	r.links, r.flow, r.pinned, r.stats.Programs = nil, nil, "", nil
+	r.links, r.iter, r.flow, r.pinned, r.stats.Programs = nil, nil, nil, "", nil
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach programs: %w", err)
 	}
