@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -70,15 +71,20 @@ func (p *programs) parts(forward bool) []*part {
 }
 
 // load loads the programs side by side, as the verifier takes milliseconds for
-// each, and notes errors with them.
-func load(all []*part) {
+// each, and notes errors with them. types has the kernel's types, or will read
+// them.
+func load(all []*part, types *btf.Cache) {
 	var wait sync.WaitGroup
 	for _, p := range all {
 		wait.Go(func() {
-			p.prog, p.err = ebpf.NewProgram(&ebpf.ProgramSpec{
+			// A collection of one: only that takes a cache.
+			one, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{p.name: {
 				Name: "vd_" + p.name, Type: p.typ, AttachType: p.attach, AttachTo: p.iter, License: "GPL", Instructions: p.ins,
-			})
-			if p.err != nil {
+			}}}, ebpf.CollectionOptions{Cache: types})
+			if err == nil {
+				p.prog = one.DetachProgram(p.name)
+			}
+			if p.err = err; p.err != nil {
 				p.err = fmt.Errorf("load program %s: %w%s", p.name, p.err, needs(p.err))
 			}
 		})
@@ -88,9 +94,9 @@ func load(all []*part) {
 
 // attachAll loads all programs and attaches all but the flow program. An error
 // is the first of a program that is not optional; the caller must detach then.
-func (r *Recorder) attachAll(dir *os.File, forward bool) error {
+func (r *Recorder) attachAll(dir *os.File, types *btf.Cache, forward bool) error {
 	all := (&programs{maps: &r.maps, offsets: r.offsets, window: r.window}).parts(forward)
-	load(all)
+	load(all, types)
 	var first error
 	for _, p := range all {
 		if p.err == nil && first == nil {

@@ -33,14 +33,15 @@ type fields struct {
 	err  error
 }
 
-// kernelOffsets reads the offsets of the running kernel. Errors say that BTF is
-// not there, or which field of which structure is not.
-func kernelOffsets() (*offsets, error) {
+// kernelOffsets reads the offsets of the running kernel, and its types into the
+// cache. Errors say that BTF is not there, or which field of which structure is
+// not.
+func kernelOffsets(types *btf.Cache) (*offsets, error) {
 	const pointer = 8
 	if unsafe.Sizeof(uintptr(0)) != pointer {
 		return nil, errors.New("read BTF: only 64-bit kernels are known")
 	}
-	spec, err := btf.LoadKernelSpec()
+	spec, err := types.Kernel()
 	if err != nil {
 		return nil, fmt.Errorf("read BTF of the kernel: %v (needs CONFIG_DEBUG_INFO_BTF)", err)
 	}

@@ -10,8 +10,10 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
+	"github.com/verdictd/verdictd/internal/lab/labtest"
 	"github.com/verdictd/verdictd/packet"
 )
 
@@ -19,11 +21,8 @@ import (
 func requirePrograms(t testing.TB) *Recorder {
 	t.Helper()
 	r, err := Open(Config{Flows: 4096, Owners: 64, Processes: 64})
-	if err != nil && os.Getenv("VERDICTD_LAB") != "require" {
-		t.Skipf("needs BPF programs: %v", err)
-	}
 	if err != nil {
-		t.Fatalf("needs BPF programs: %v (VERDICTD_LAB=require forbids to skip)", err)
+		labtest.Lacks(t, labtest.BPF, err)
 	}
 	t.Cleanup(func() {
 		if err := r.Close(); err != nil {
@@ -205,7 +204,7 @@ func TestWithoutOffsets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	if err := r.attachAll(dir, true); err != nil {
+	if err := r.attachAll(dir, btf.NewCache(), true); err != nil {
 		t.Fatal(err)
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

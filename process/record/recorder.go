@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
@@ -71,7 +72,8 @@ func (r *Recorder) open(cfg Config) error {
 	_ = rlimit.RemoveMemlock()
 	var unknown error
 	var side sync.WaitGroup
-	side.Go(func() { r.offsets, unknown = kernelOffsets() })
+	types := btf.NewCache() // to read them takes milliseconds
+	side.Go(func() { r.offsets, unknown = kernelOffsets(types) })
 	taken, err := r.maps.open(cfg)
 	side.Wait()
 	if err != nil {
@@ -83,11 +85,11 @@ func (r *Recorder) open(cfg Config) error {
 		return err
 	}
 	defer dir.Close()
-	err = r.attachAll(dir, cfg.Forward)
+	err = r.attachAll(dir, types, cfg.Forward)
 	if err != nil && r.offsets != nil {
 		// The kernel may refuse to let its structures be read: go without.
 		r.offsets, unknown = nil, err
-		if r.detach() == nil && r.attachAll(dir, cfg.Forward) == nil {
+		if r.detach() == nil && r.attachAll(dir, types, cfg.Forward) == nil {
 			err = nil
 		}
 	}
