@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/internal/lab/labtest"
 )
 
 // sockFilter is a BPF program of type socket filter that counts its runs and
@@ -122,7 +124,7 @@ func bpf(t *testing.T, cmd int, attr unsafe.Pointer, size uintptr) int {
 	t.Helper()
 	n, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(cmd), uintptr(attr), size)
 	if errno == unix.ENOSYS || errno == unix.EPERM {
-		lacks(t, "bpf(2) (CAP_BPF)", errno)
+		labtest.Lacks(t, labtest.BPF, errno)
 	}
 	if errno != 0 {
 		t.Fatalf("bpf command %d: %v", cmd, errno)

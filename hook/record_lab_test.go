@@ -19,21 +19,12 @@ import (
 	"github.com/verdictd/verdictd/internal/lab/labtest"
 )
 
-// lacks skips the test, or fails it where labtest.Require would.
-func lacks(t *testing.T, what string, err error) {
-	t.Helper()
-	if os.Getenv("VERDICTD_LAB") == "require" {
-		t.Fatalf("needs %s: %v", what, err)
-	}
-	t.Skipf("needs %s: %v", what, err)
-}
-
 // recording checks that the rules record, if the kernel can.
 func recording(t *testing.T, r *hook.Ruleset) {
 	t.Helper()
 	on, err := r.Recording()
 	if err != nil && strings.Contains(err.Error(), "modprobe") {
-		lacks(t, "xt_bpf and nft_compat", err)
+		labtest.Lacks(t, "xt_bpf and nft_compat", err)
 	}
 	if !on || err != nil {
 		t.Fatalf("recording: got %v, error %v, want true", on, err)
@@ -310,7 +301,7 @@ func bpffs(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
-		lacks(t, "to mount a bpf file system", err)
+		labtest.Lacks(t, "to mount a bpf file system", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/verdictd/verdictd/internal/lab/labtest"
 )
 
 // record is what the tests read back.
@@ -231,7 +233,7 @@ func TestOutputFailsAtClose(t *testing.T) {
 // TestOutputFullDisk writes to the device that is always full.
 func TestOutputFullDisk(t *testing.T) {
 	if _, err := os.Stat("/dev/full"); err != nil {
-		t.Skip("needs /dev/full")
+		labtest.Lacks(t, "/dev/full", err)
 	}
 	var told bytes.Buffer
 	l := newLog(t, Config{Outputs: []Output{{Path: "/dev/full"}}, Logger: slog.New(slog.NewTextHandler(&told, nil))})

@@ -308,7 +308,7 @@ func settingKeys(t reflect.Type, prefix string) (keys []string) {
 // TestSystemdUnit lets systemd read the unit.
 func TestSystemdUnit(t *testing.T) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
-		t.Skip("missing capability: the program systemd-analyze")
+		labtest.Lacks(t, "systemd-analyze binary", err)
 	}
 	unit, err := os.ReadFile(filepath.Join(labtest.Repository(t), "contrib", "systemd", "verdictd.service"))
 	if err != nil {

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/internal/lab/labtest"
 )
 
 func TestMount(t *testing.T) {
@@ -40,7 +42,7 @@ func isCgroup2(t *testing.T, f *os.File) bool {
 func TestRoot(t *testing.T) {
 	f, point, err := Root()
 	if err != nil {
-		t.Skipf("needs cgroup version 2: %v", err)
+		labtest.Lacks(t, labtest.Cgroup2, err)
 	}
 	defer f.Close()
 	if !isCgroup2(t, f) || point == "" {
@@ -51,8 +53,8 @@ func TestRoot(t *testing.T) {
 // TestLabDetached mounts the hierarchy nowhere: its root is the same directory.
 func TestLabDetached(t *testing.T) {
 	f, err := detached()
-	if errors.Is(err, unix.EPERM) && os.Getenv("VERDICTD_LAB") != "require" {
-		t.Skipf("needs root (CAP_SYS_ADMIN): %v", err)
+	if errors.Is(err, unix.EPERM) {
+		labtest.Lacks(t, labtest.Root, err)
 	}
 	if err != nil {
 		t.Fatal(err)

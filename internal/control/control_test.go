@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/internal/lab/labtest"
 )
 
 // serveAt starts a server that answers "hello" and returns what ends it.
@@ -218,9 +220,7 @@ func TestListenRace(t *testing.T) {
 
 // Another user is refused, whatever the file's mode.
 func TestOtherUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: to become another user")
-	}
+	labtest.Require(t, labtest.Root)
 	dir, err := os.MkdirTemp("/tmp", "verdictd-control-")
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/internal/lab"
+	"github.com/verdictd/verdictd/internal/lab/labtest"
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/process/attribution"
@@ -181,7 +182,7 @@ func TestKnownFlowCostsNothing(t *testing.T) {
 		}
 	})
 	if err != nil {
-		t.Skip("missing capability: perf events of system calls: ", err)
+		labtest.Lacks(t, "perf events of system calls", err)
 	}
 	// The runtime may call: for its timers, for a garbage collection.
 	if most := packets * len(flows) / 100; calls > most {
@@ -225,7 +226,7 @@ func count(tracepoint uint64, fn func()) (n int, err error) {
 func BenchmarkSearch(b *testing.B) {
 	_, r := resolver(b, attribution.Auto)
 	if !r.Tables() {
-		b.Skip("needs the iterator task_file and the initial pid namespace")
+		labtest.Lacks(b, "iterator task_file, in the initial pid namespace", fmt.Errorf("%+v", r.Report().Programs))
 	}
 	for range 100 {
 		child := exec.Command("cat")

@@ -135,7 +135,7 @@ func resolver(tb testing.TB, mode attribution.Mode) (*lab.Network, *attribution.
 		return lan, r
 	}
 	if err := r.Recorded(); err != nil {
-		tb.Skip("missing capability: ", err)
+		labtest.Lacks(tb, labtest.BPF, err)
 	}
 	rules, err := hook.Install(hook.Config{Hooks: []hook.Hook{hook.Output}, Bypass: true, Record: r.Program(), NetNS: lan.Client.FD()})
 	if err != nil {
@@ -143,7 +143,7 @@ func resolver(tb testing.TB, mode attribution.Mode) (*lab.Network, *attribution.
 	}
 	tb.Cleanup(func() { rules.Close() })
 	if ok, err := rules.Recording(); !ok {
-		tb.Skip("missing capability: ", err)
+		labtest.Lacks(tb, "xt_bpf and nft_compat", err)
 	}
 	return lan, r
 }

@@ -28,11 +28,8 @@ func listenFor(t *testing.T, kinds Kind, buffer int) *Conn {
 	t.Helper()
 	labtest.Require(t, labtest.Root)
 	c, err := open(kinds, buffer)
-	if err != nil && os.Getenv("VERDICTD_LAB") != "require" {
-		t.Skipf("needs the process connector: %v", err)
-	}
 	if err != nil {
-		t.Fatal(err)
+		labtest.Lacks(t, labtest.Connector, err)
 	}
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
@@ -255,7 +252,7 @@ func TestLabClose(t *testing.T) {
 	for _, byClose := range []bool{false, true} {
 		c, err := Open(0)
 		if err != nil {
-			t.Skipf("needs the process connector: %v", err)
+			labtest.Lacks(t, labtest.Connector, err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)

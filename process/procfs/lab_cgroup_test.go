@@ -20,11 +20,11 @@ func group(t testing.TB, fs *FS, path string) string {
 	t.Helper()
 	labtest.Require(t, labtest.Root)
 	if fs.cgroups < 0 {
-		t.Skip("needs cgroup2: mount it")
+		labtest.Lacks(t, labtest.Cgroup2, errors.New("none is mounted"))
 	}
 	dir := filepath.Join(fs.cgroupMount, path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Skipf("needs a writable cgroup2: %v", err)
+		labtest.Lacks(t, labtest.Cgroup2, err)
 	}
 	t.Cleanup(func() {
 		for d := dir; d != fs.cgroupMount; d = filepath.Dir(d) {

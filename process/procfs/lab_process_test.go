@@ -2,6 +2,7 @@ package procfs
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -162,7 +163,7 @@ func TestLabKernelThread(t *testing.T) {
 	fs := open(t)
 	p, err := fs.Process(kthreadd)
 	if err != nil || p.Comm != "kthreadd" {
-		t.Skipf("needs the initial pid namespace: %v", err)
+		labtest.Lacks(t, labtest.InitialPIDs, fmt.Errorf("process 2 is %q (%v)", p.Comm, err))
 	}
 	if p.Exe != (process.Exe{}) || p.Cmdline != "" || len(p.Parents) != 0 || p.Start == 0 {
 		t.Errorf("got %+v", p)
@@ -229,7 +230,7 @@ func TestLabPidReuse(t *testing.T) {
 	fs := open(t)
 	one := program(t, filepath.Join(t.TempDir(), "one"), "")
 	two := program(t, filepath.Join(t.TempDir(), "two"), "2")
-	const tries = 20 // other processes start meanwhile
+	const tries = 100 // other processes start meanwhile
 	for range tries {
 		a := start(t, one, nil)
 		old := must(fs.entry(a.pid))(t)
@@ -238,7 +239,7 @@ func TestLabPidReuse(t *testing.T) {
 		a.end()
 		time.Sleep(2 * time.Duration(tick))
 		if err := os.WriteFile(last, []byte(strconv.Itoa(int(a.pid)-1)), 0); err != nil {
-			t.Skipf("needs a writable %s: %v", last, err)
+			labtest.Lacks(t, labtest.Cap("writable "+last), err)
 		}
 		b := start(t, two, nil)
 		if b.pid != a.pid {
@@ -259,5 +260,5 @@ func TestLabPidReuse(t *testing.T) {
 		}
 		return
 	}
-	t.Skipf("needs a quiet machine: no pid came again in %d tries", tries)
+	labtest.Lacks(t, "quiet machine", fmt.Errorf("no pid came again in %d tries", tries))
 }

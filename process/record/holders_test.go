@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/verdictd/verdictd/internal/lab/labtest"
 	"github.com/verdictd/verdictd/process/record"
 )
 
@@ -114,7 +115,7 @@ func TestLabHolders(t *testing.T) {
 func self(t *testing.T) (pid uint32, start uint64) {
 	t.Helper()
 	if ns, err := os.Readlink("/proc/self/ns/pid"); err != nil || ns != "pid:[4026531836]" {
-		t.Skipf("needs the initial pid namespace, is in %s: %v", ns, err)
+		labtest.Lacks(t, labtest.InitialPIDs, fmt.Errorf("it is in %s (%v)", ns, err))
 	}
 	stat, err := os.ReadFile("/proc/self/stat")
 	if err != nil {

@@ -32,10 +32,7 @@ func requireBPF(t testing.TB) {
 	if err == nil {
 		return
 	}
-	if os.Getenv("VERDICTD_LAB") == "require" {
-		t.Fatalf("needs BPF programs on cgroups: %v (VERDICTD_LAB=require forbids to skip)", err)
-	}
-	t.Skipf("needs BPF programs on cgroups: %v", err)
+	labtest.Lacks(t, labtest.BPF, err)
 }
 
 // settle bounds every wait for the kernel.

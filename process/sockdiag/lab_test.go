@@ -25,8 +25,8 @@ import (
 func open(t testing.TB, ns *lab.Namespace) *sockdiag.Conn {
 	t.Helper()
 	c, err := sockdiag.Open(ns.FD())
-	if errors.Is(err, sockdiag.ErrUnsupported) && os.Getenv("VERDICTD_LAB") != "require" {
-		t.Skipf("needs sock_diag: %v", err)
+	if errors.Is(err, sockdiag.ErrUnsupported) {
+		labtest.Lacks(t, "sock_diag", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +45,7 @@ func socket(t testing.TB, ns *lab.Namespace, family, kind, proto int, local, rem
 		return err
 	})
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		t.Skipf("needs sockets of protocol %d: %v", proto, err)
+		labtest.Lacks(t, labtest.Cap(fmt.Sprintf("sockets of protocol %d", proto)), err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +208,7 @@ func TestLabDump(t *testing.T) {
 	labtest.Require(t, labtest.Root)
 	n := labtest.Pair(t)
 	if _, err := os.Stat("/usr/bin/ss"); err != nil {
-		t.Skipf("needs the ss binary: %v", err)
+		labtest.Lacks(t, "ss binary", err)
 	}
 	listener, _, _ := tcpPair(t, n, unix.AF_INET6, "[::]:0", "10.99.0.2")
 	defer unix.Close(accept(t, listener))
@@ -275,7 +275,7 @@ func TestLabDestroy(t *testing.T) {
 	}
 	for _, s := range []*sockdiag.Socket{&tcp, &u4, &u6} {
 		if err := c.Destroy(s); errors.Is(err, sockdiag.ErrUnsupported) {
-			t.Skipf("needs CONFIG_INET_DIAG_DESTROY: %v", err)
+			labtest.Lacks(t, "CONFIG_INET_DIAG_DESTROY", err)
 		} else if err != nil {
 			t.Errorf("%+v: %v", s, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -228,16 +229,15 @@ func TestInterruptedDump(t *testing.T) {
 	}
 }
 
-// TestReadRawText reads lines as the kernel prints them on a little-endian machine.
+// TestReadRawText reads lines as the kernel prints them: addresses as numbers in
+// the machine's byte order.
 func TestReadRawText(t *testing.T) {
-	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
-		t.Skip("needs a little-endian machine")
-	}
-	const v4 = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
-    1: 0100007F:0001 00000000:0000 07 00000000:00000000 00:00000000 00000000  1000        0 4711 2 0000000000000000 0
-    2: 0100007F 00000000:0000 07 00000000:00000000 00:00000000 00000000  1000        0 4712 2 0000000000000000 0
-    3: 0100007F:0001 00000000:0000 07 00000000:00000000 00:00000000 00000000  -1        0 4713 2 0000000000000000 0
-`
+	loopback := fmt.Sprintf("%08X", binary.NativeEndian.Uint32([]byte{127, 0, 0, 1}))
+	v4 := strings.ReplaceAll(`  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
+    1: LOOPBACK:0001 00000000:0000 07 00000000:00000000 00:00000000 00000000  1000        0 4711 2 0000000000000000 0
+    2: LOOPBACK 00000000:0000 07 00000000:00000000 00:00000000 00000000  1000        0 4712 2 0000000000000000 0
+    3: LOOPBACK:0001 00000000:0000 07 00000000:00000000 00:00000000 00000000  -1        0 4713 2 0000000000000000 0
+`, "LOOPBACK", loopback)
 	want := []Raw{{Family: 4, ID: 1, Local: netip.MustParseAddr("127.0.0.1"), Remote: netip.IPv4Unspecified(), UID: 1000, Inode: 4711}}
 	if diff := cmp.Diff(want, appendRaw(nil, []byte(v4), Raw{Family: 4}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -15,7 +15,7 @@
 //		if code := d.Stop(); code != 0 { t.Error(code, d.Stderr()) }
 //	}
 //
-// VERDICTD_LAB=require turns every skip of Require into a failure; CI sets it.
+// VERDICTD_LAB=require turns every skip of Require and Lacks into a failure; CI sets it.
 // Corpus is the exception: it may be absent on a user's machine.
 //
 // Call Leaks first: cleanups run in reverse order, so it looks last.

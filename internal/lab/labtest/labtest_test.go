@@ -53,9 +53,7 @@ func watch(t *testing.T, fn func(*fake)) *fake {
 
 func TestRequireNamesWhatIsMissing(t *testing.T) {
 	const missing = Cap("a feature nobody has")
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: without it the reason is another one")
-	}
+	Require(t, Root) // without it the reason is another one
 	t.Setenv(env, "")
 	got := watch(t, func(f *fake) { Require(f, missing) })
 	if !strings.Contains(got.skipped, string(missing)) || !strings.Contains(got.skipped, "unknown capability") {
