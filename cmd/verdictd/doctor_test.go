@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -60,19 +59,7 @@ func TestDoctorGolden(t *testing.T) {
 	for name, got := range map[string][]byte{
 		"doctor.txt": fmt.Appendf(c.text(false), "%v\n", c.err()), "doctor.json": append(object, '\n'),
 	} {
-		path := filepath.Join("testdata", "doctor", name)
-		if os.Getenv("VERDICTD_UPDATE") != "" {
-			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, got, 0o644)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(string(want), string(got)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", name, diff)
-		}
+		golden(t, filepath.Join("testdata", "doctor", name), got)
 	}
 }
 

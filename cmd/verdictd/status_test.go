@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -74,22 +75,24 @@ func TestStatusGolden(t *testing.T) {
 	for name, got := range map[string][]byte{
 		"status.txt": text.Bytes(), "status.json": append(object, '\n'), "stats.txt": record.Bytes(), "metrics.txt": st.appendMetrics(nil),
 	} {
-		path := filepath.Join("testdata", "status", name)
-		if os.Getenv("VERDICTD_UPDATE") != "" {
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(path, got, 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(path)
-		if err != nil {
+		golden(t, filepath.Join("testdata", "status", name), got)
+	}
+}
+
+// golden compares with a file. With VERDICTD_UPDATE set it writes it.
+func golden(t *testing.T, path string, got []byte) {
+	t.Helper()
+	if os.Getenv("VERDICTD_UPDATE") != "" {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, got, 0o644)); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(string(want), string(got)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", name, diff)
-		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", path, diff)
 	}
 }
 

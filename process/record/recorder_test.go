@@ -212,7 +212,7 @@ func TestLabNoAllocs(t *testing.T) {
 	} {
 		const runs = 1000
 		// Pools drop at random under the race detector, and at each collection.
-		if n := testing.AllocsPerRun(runs, call); n > 0 && !raceEnabled() {
+		if n := testing.AllocsPerRun(runs, call); n > 0 && !labtest.UnderRace() {
 			t.Errorf("%s: %v allocations", name, n)
 		}
 	}

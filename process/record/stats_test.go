@@ -3,7 +3,6 @@ package record_test
 import (
 	"net/netip"
 	"os"
-	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -66,18 +65,4 @@ func closeUDP(t testing.TB, ns *lab.Namespace) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// raceEnabled tells whether the race detector is built in.
-func raceEnabled() bool {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return false
-	}
-	for _, s := range info.Settings {
-		if s.Key == "-race" {
-			return s.Value == "true"
-		}
-	}
-	return false
 }
