@@ -72,9 +72,15 @@ func (d *daemon) prepare(ctx context.Context, r upgradeRequest) (*heir, error) {
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{child}
-	cmd.Env = append(os.Environ(), handoverEnv+"=3") // the first of ExtraFiles
-	err = cmd.Start()
-	child.Close()
+	env, files, err := d.line.supervisor.Bequeath(4)
+	cmd.Env = slices.Concat(os.Environ(), env, []string{handoverEnv + "=3"}) // the first of ExtraFiles
+	cmd.ExtraFiles = append(cmd.ExtraFiles, files...)
+	if err == nil {
+		err = cmd.Start()
+	}
+	for _, f := range cmd.ExtraFiles {
+		f.Close()
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("upgrade: %w", err), conn.Close())
 	}

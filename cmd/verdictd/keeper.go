@@ -27,6 +27,8 @@ const (
 	// keeperPause is the pause before the third worker; it doubles from then
 	// on. The second one starts at once.
 	keeperPause = 50 * time.Millisecond
+	// keeperBatch is how many notices are heard at once.
+	keeperBatch = 4096
 )
 
 // keeper starts the daemon as a child, its worker, holds the sockets of its
@@ -38,7 +40,7 @@ type keeper struct {
 	program string
 	above   handover.Notifier
 	store   *handover.Keeper
-	notices chan *handover.Notice
+	heard   chan struct{} // there may be something to hear
 	signals chan os.Signal
 
 	worker   int  // process id of the daemon, 0 if none runs
@@ -55,7 +57,7 @@ type keeper struct {
 func runKeeper(e env) error {
 	k := &keeper{
 		log: slog.New(slog.NewTextHandler(e.stderr, nil)).With("keeper", os.Getpid()), above: handover.NewNotifier(),
-		notices: make(chan *handover.Notice), signals: make(chan os.Signal, 16),
+		heard: make(chan struct{}), signals: make(chan os.Signal, 16),
 	}
 	var err error
 	if k.program, err = os.Executable(); err != nil {
@@ -70,12 +72,12 @@ func runKeeper(e env) error {
 	}
 	signal.Notify(k.signals, unix.SIGCHLD, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR2)
 	defer signal.Stop(k.signals)
+	over := make(chan struct{})
 	var listen sync.WaitGroup
-	listen.Go(k.listen)
+	listen.Go(func() { k.listen(over) })
 	code, err := k.run()
+	close(over)
 	k.store.Close()
-	for range k.notices { // until listen ends
-	}
 	listen.Wait()
 	if code == exitInput {
 		return badInput(errors.New("")) // the worker has said what
@@ -86,15 +88,14 @@ func runKeeper(e env) error {
 	return err
 }
 
-// listen passes on what the worker says, until the store is closed.
-func (k *keeper) listen() {
-	defer close(k.notices)
-	for {
-		n, err := k.store.Receive()
-		if err != nil {
+// listen says when the worker has said something, until the store is closed.
+func (k *keeper) listen(over <-chan struct{}) {
+	for k.store.Wait() == nil {
+		select {
+		case k.heard <- struct{}{}:
+		case <-over:
 			return
 		}
-		k.notices <- n
 	}
 }
 
@@ -105,8 +106,8 @@ func (k *keeper) run() (code int, err error) {
 	}
 	for {
 		select {
-		case n := <-k.notices:
-			k.hear(n)
+		case <-k.heard:
+			k.drain()
 		case <-k.retry:
 			k.retry = nil
 			if err := k.spawn(); err != nil {
@@ -219,6 +220,7 @@ func (k *keeper) bury(status unix.WaitStatus) (code int, over bool, err error) {
 		}
 	}
 	k.drain()
+	pid := k.worker
 	k.worker = 0
 	code = exitError
 	if status.Exited() {
@@ -238,19 +240,21 @@ func (k *keeper) bury(status unix.WaitStatus) (code int, over bool, err error) {
 	if k.failures > 1 {
 		pause = keeperPause << (k.failures - 2)
 	}
-	k.log.Error("worker died, starting another", "status", ended(status), "in", pause)
+	judged := "never ready"
+	if !k.readyAt.IsZero() {
+		judged = "ready for " + time.Since(k.readyAt).Round(time.Millisecond).String()
+	}
+	k.log.Error("worker died, starting another", "worker", pid, "end", ended(status), "was", judged, "pause", pause)
 	k.retry = time.After(pause)
 	return 0, false, nil
 }
 
-// drain hears everything that was said before.
+// drain hears everything that was said before. The bound, above what the
+// kernel lets wait, is for a worker that says more and more.
 func (k *keeper) drain() {
-	if k.store.Mark() != nil {
-		return
-	}
-	for n := range k.notices {
-		if n.Values["BARRIER"] == "1" && n.PID == os.Getpid() {
-			n.Close()
+	for range keeperBatch {
+		n := k.store.Receive()
+		if n == nil {
 			return
 		}
 		k.hear(n)
@@ -260,7 +264,7 @@ func (k *keeper) drain() {
 // ended says how a process ended.
 func ended(s unix.WaitStatus) string {
 	if s.Signaled() {
-		return "killed by " + s.Signal().String()
+		return "killed by " + unix.SignalName(s.Signal())
 	}
 	return fmt.Sprintf("exit code %d", s.ExitStatus())
 }

@@ -118,6 +118,51 @@ func TestLabKeeperSignals(t *testing.T) {
 	}
 }
 
+// TestLabKeeperPrivate looks for a way in which a stranger could send to the
+// keeper: none of its sockets has a name. What the keeper says of a worker's
+// death is how it died, and how long it had judged.
+func TestLabKeeperPrivate(t *testing.T) {
+	setup(t)
+	ns := namespace(t, "keeper")
+	u := startUpgradable(t, ns, acceptAll, "--hook", "output")
+	sockets := regexp.MustCompile(`socket:\[(\d+)\]`)
+	var table []byte
+	err := ns.Do(func() (err error) {
+		table, err = os.ReadFile("/proc/thread-self/net/unix")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", u.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := 0
+	for _, link := range links {
+		to, _ := os.Readlink(link) // it may be closed by now
+		m := sockets.FindStringSubmatch(to)
+		if m == nil {
+			continue
+		}
+		held++
+		if named := regexp.MustCompile(`(?m) ` + m[1] + ` [@/].*$`).Find(table); named != nil {
+			t.Errorf("anybody finds the keeper's socket: %s", named)
+		}
+	}
+	if held == 0 {
+		t.Error("got no socket of the keeper")
+	}
+	if err := unix.Kill(u.worker(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	u.waitProcesses(2)
+	if told := regexp.MustCompile(`worker died, starting another.* end="killed by SIGKILL" was="ready for \d+m?s" pause=0s`); !told.MatchString(u.Stderr()) {
+		t.Errorf("got %s, want like %s", u.Stderr(), told)
+	}
+	u.stop(true)
+}
+
 // TestLabKeeperGivesUp makes every new worker fail. The keeper gives up and
 // lets go of the queue: the rules say what becomes of packets then.
 func TestLabKeeperGivesUp(t *testing.T) {

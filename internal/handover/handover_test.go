@@ -172,7 +172,7 @@ func TestKeeper(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	n := Notifier{k.conn.LocalAddr().String()}
+	n := Notifier{fd: int(k.child.Fd())}
 	store := func(name, text string) {
 		t.Helper()
 		r, w, err := os.Pipe()
@@ -192,23 +192,20 @@ func TestKeeper(t *testing.T) {
 	store("two", "second")
 	store("three", "third")
 	store("two", "second again")
-	if err := errors.Join(n.Forget("one"), n.Forget("never heard of"), n.Notify("READY=1", "STATUS=a=b"), k.Mark()); err != nil {
+	if err := errors.Join(n.Forget("one"), n.Forget("never heard of"), n.Notify("READY=1", "STATUS=a=b")); err != nil {
 		t.Fatal(err)
 	}
 	ready := false
 	for {
-		notice, err := k.Receive()
-		if err != nil {
-			t.Fatal(err)
+		notice := k.Receive()
+		if notice == nil {
+			break
 		}
 		if notice.PID != os.Getpid() {
 			t.Errorf("got sender %d, want %d", notice.PID, os.Getpid())
 		}
 		ready = ready || notice.Values["READY"] == "1" && notice.Values["STATUS"] == "a=b"
 		k.Take(notice)
-		if notice.Values["BARRIER"] == "1" {
-			break
-		}
 	}
 	if !ready {
 		t.Error("READY=1 did not come")
@@ -236,6 +233,59 @@ func TestKeeper(t *testing.T) {
 	}
 }
 
+// TestKeeperStandsStill fills the keeper's socket: who tells it something gets
+// an error, and is not held up for ever.
+func TestKeeperStandsStill(t *testing.T) {
+	k, err := NewKeeper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	n := Notifier{fd: int(k.child.Fd())}
+	for began := time.Now(); err == nil; {
+		if time.Since(began) > 5*notifyLimit {
+			t.Fatal("sends go on")
+		}
+		err = n.Notify("READY=1")
+	}
+	if !errors.Is(err, syscall.EAGAIN) {
+		t.Errorf("got %v, want EAGAIN", err)
+	}
+	// Neither a full socket nor an empty one holds the keeper up.
+	for k.Receive() != nil {
+	}
+	if err := n.Notify("READY=1"); err != nil {
+		t.Errorf("got %v after all was heard", err)
+	}
+	if err := k.Wait(); err != nil || k.Receive() == nil {
+		t.Errorf("got %v and nothing, want the notice", err)
+	}
+}
+
+// TestNotifierOfKeeper finds the keeper by the descriptor, and gives it on by a
+// descriptor only.
+func TestNotifierOfKeeper(t *testing.T) {
+	k, err := NewKeeper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	t.Setenv(notifyEnv, "/a/path")
+	t.Setenv(keeperFDEnv, fmt.Sprint(k.child.Fd()))
+	n := NewNotifier()
+	if !n.Present() || n.path != "" || os.Getenv(keeperFDEnv) != "" {
+		t.Errorf("got %+v and %s=%q, want the descriptor, and no trace", n, keeperFDEnv, os.Getenv(keeperFDEnv))
+	}
+	env, files, err := n.Bequeath(7)
+	if err != nil || len(files) != 1 || len(env) != 1 || env[0] != keeperFDEnv+"=7" {
+		t.Fatalf("got %v, %v, %v, want one descriptor, number 7", env, files, err)
+	}
+	files[0].Close()
+	if env, files, err := (Notifier{path: "/a/path"}).Bequeath(7); env != nil || files != nil || err != nil {
+		t.Errorf("got %v, %v, %v for a path, want nothing: it is in the environment", env, files, err)
+	}
+}
+
 func TestGivenToAnother(t *testing.T) {
 	for _, pid := range []string{"1", "", "x"} {
 		t.Setenv(countEnv, "1")
@@ -251,7 +301,7 @@ func TestNobodyToNotify(t *testing.T) {
 	if err := (Notifier{}).Notify("READY=1"); err != nil {
 		t.Errorf("got %v without a service manager, want nothing", err)
 	}
-	err := Notifier{t.TempDir() + "/gone"}.Notify("READY=1")
+	err := Notifier{path: t.TempDir() + "/gone"}.Notify("READY=1")
 	if !errors.Is(err, syscall.ENOENT) {
 		t.Errorf("got %v for a socket that is gone, want ENOENT", err)
 	}

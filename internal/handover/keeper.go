@@ -1,8 +1,8 @@
 package handover
 
 import (
+	"errors"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -12,33 +12,29 @@ import (
 )
 
 // Keeper is the service manager's side: it receives what children notify and
-// holds the descriptors that they store. It is for one goroutine but for
-// Receive and Close.
+// holds the descriptors that they store. Its socket is one end of a pair; the
+// other end only those have whom it was given to, so a stranger can neither
+// send to it nor fill it. It is for one goroutine but for Wait and Close.
 type Keeper struct {
-	conn  *net.UnixConn
+	own   *os.File       // our end
+	child *os.File       // that of every child
 	held  map[string]int // not os.File: the poller would be woken by each packet
 	names []string       // of held, in order of arrival
 }
 
-// NewKeeper returns a Keeper that listens on a socket without a file.
+// NewKeeper returns a Keeper that nobody knows yet.
 func NewKeeper() (*Keeper, error) {
-	// An empty name makes the kernel choose an abstract one (unix(7)).
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram"})
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("listen for the worker: %w", err)
+		return nil, fmt.Errorf("listen for the worker: %w", os.NewSyscallError("socketpair", err))
 	}
-	raw, err := conn.SyscallConn()
-	if err == nil {
-		ctlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) })
-		if err == nil {
-			err = ctlErr
-		}
-	}
+	child := os.NewFile(uintptr(fds[1]), "keeper of a child") // blocks, for at most notifyLimit
+	err = errors.Join(unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1), limitSends(fds[1]))
+	own := newFile(fds[0], "keeper")
 	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("listen for the worker: %w", err)
+		return nil, errors.Join(fmt.Errorf("listen for the worker: %w", err), own.Close(), child.Close())
 	}
-	return &Keeper{conn: conn, held: map[string]int{}}, nil
+	return &Keeper{own: own, child: child, held: map[string]int{}}, nil
 }
 
 // Notice is what a process told its keeper.
@@ -48,13 +44,35 @@ type Notice struct {
 	fds    []int
 }
 
-// Receive returns the next notice. An error means that Close was called.
-func (k *Keeper) Receive() (*Notice, error) {
+// Wait waits until there may be something to receive. An error means that Close
+// was called.
+func (k *Keeper) Wait() error {
+	raw, err := k.own.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	})
+}
+
+// Receive returns the next notice, nil if there is none now. It never waits.
+func (k *Keeper) Receive() *Notice {
+	raw, err := k.own.SyscallConn()
+	if err != nil {
+		return nil
+	}
 	buf := make([]byte, 4096)
 	oob := make([]byte, unix.CmsgSpace(4*maxFiles)+unix.CmsgSpace(unix.SizeofUcred))
-	n, oobn, _, _, err := k.conn.ReadMsgUnix(buf, oob)
-	if err != nil {
-		return nil, err
+	var n, oobn int
+	ctlErr := raw.Control(func(fd uintptr) {
+		for err = unix.EINTR; err == unix.EINTR; {
+			n, oobn, _, _, err = unix.Recvmsg(int(fd), buf, oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		}
+	})
+	if ctlErr != nil || err != nil {
+		return nil
 	}
 	notice := &Notice{Values: map[string]string{}}
 	notice.open(oob[:oobn])
@@ -63,7 +81,7 @@ func (k *Keeper) Receive() (*Notice, error) {
 			notice.Values[key] = value
 		}
 	}
-	return notice, nil
+	return notice
 }
 
 // open reads the sender and the descriptors out of control messages. What is
@@ -128,13 +146,14 @@ func (k *Keeper) Child() (env []string, fds []uintptr) {
 		fds = append(fds, uintptr(k.held[name]))
 	}
 	env = []string{
-		notifyEnv + "=" + k.conn.LocalAddr().String(),
+		notifyEnv + "=", // that of who is above k
 		KeeperEnv + "=" + strconv.Itoa(os.Getpid()),
+		keeperFDEnv + "=" + strconv.Itoa(firstFD+len(fds)),
 		pidEnv + "=", // not yet known
 		countEnv + "=" + strconv.Itoa(len(fds)),
 		namesEnv + "=" + strings.Join(k.names, ":"),
 	}
-	return env, fds
+	return env, append(fds, k.child.Fd())
 }
 
 // Close lets go of everything.
@@ -142,11 +161,5 @@ func (k *Keeper) Close() error {
 	for _, fd := range k.held {
 		unix.Close(fd)
 	}
-	return k.conn.Close()
-}
-
-// Mark makes Receive return a notice with BARRIER=1 from this process, after
-// all that was sent before.
-func (k *Keeper) Mark() error {
-	return Notifier{k.conn.LocalAddr().String()}.Notify("BARRIER=1")
+	return errors.Join(k.own.Close(), k.child.Close())
 }

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,19 +21,54 @@ const (
 	pidEnv    = "LISTEN_PID"
 	KeeperEnv = "VERDICTD_KEEPER"
 
+	// keeperFDEnv is the number of the descriptor that leads to the keeper: it
+	// stands in place of NOTIFY_SOCKET, whose path anybody could send to.
+	keeperFDEnv = "VERDICTD_KEEPER_FD"
+
 	firstFD = 3 // SD_LISTEN_FDS_START
+
+	// notifyLimit bounds how long a service manager that reads nothing can hold
+	// up who tells it something.
+	notifyLimit = 2 * time.Second
 )
 
 // Notifier tells the service manager about this process; sd_notify(3). The zero
-// value tells nobody.
-type Notifier struct{ path string }
+// value tells nobody. A send that the service manager does not take within 2 s
+// fails with EAGAIN.
+type Notifier struct {
+	path string
+	fd   int // leads to the keeper, which has no path; 0: none
+}
 
-// NewNotifier returns a Notifier for the service manager that started the
-// process, if one did.
-func NewNotifier() Notifier { return Notifier{os.Getenv(notifyEnv)} }
+// NewNotifier returns a Notifier for the service manager or keeper that started
+// the process, if one did. The descriptor of a keeper goes on to children by
+// Bequeath only.
+func NewNotifier() Notifier {
+	fd, err := strconv.Atoi(os.Getenv(keeperFDEnv))
+	os.Unsetenv(keeperFDEnv)
+	if err != nil || fd < firstFD {
+		return Notifier{path: os.Getenv(notifyEnv)}
+	}
+	unix.CloseOnExec(fd)
+	return Notifier{fd: fd}
+}
 
 // Present returns whether there is somebody to tell.
-func (n Notifier) Present() bool { return n.path != "" }
+func (n Notifier) Present() bool { return n.path != "" || n.fd != 0 }
+
+// Bequeath returns what a child needs, beside this process's environment, to
+// tell the same one: variables, and files of which the first must have the
+// number next in the child. The files are the caller's to close.
+func (n Notifier) Bequeath(next int) (env []string, files []*os.File, err error) {
+	if n.fd == 0 {
+		return nil, nil, nil
+	}
+	fd, err := unix.FcntlInt(uintptr(n.fd), unix.F_DUPFD_CLOEXEC, firstFD)
+	if err != nil {
+		return nil, nil, fmt.Errorf("give on the keeper's socket: %w", os.NewSyscallError("fcntl", err))
+	}
+	return []string{keeperFDEnv + "=" + strconv.Itoa(next)}, []*os.File{os.NewFile(uintptr(fd), "keeper")}, nil
+}
 
 // Notify sends lines of KEY=value.
 func (n Notifier) Notify(lines ...string) error { return n.send(lines, nil) }
@@ -57,17 +93,32 @@ func (n Notifier) send(lines []string, files []*os.File) error {
 	if err != nil {
 		return fmt.Errorf("notify the service manager: %w", err)
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("notify the service manager: %w", os.NewSyscallError("socket", err))
+	to, fd := "the keeper", n.fd
+	var at unix.Sockaddr // of a pair: the other end
+	if fd == 0 {
+		to, at = "the service manager at "+n.path, &unix.SockaddrUnix{Name: n.path}
+		if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("notify %s: %w", to, os.NewSyscallError("socket", err))
+		}
+		defer unix.Close(fd)
+		if err := limitSends(fd); err != nil {
+			return fmt.Errorf("notify %s: %w", to, err)
+		}
 	}
-	defer unix.Close(fd)
-	err = unix.Sendmsg(fd, []byte(strings.Join(lines, "\n")), oob, &unix.SockaddrUnix{Name: n.path}, unix.MSG_NOSIGNAL)
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Sendmsg(fd, []byte(strings.Join(lines, "\n")), oob, at, unix.MSG_NOSIGNAL)
+	}
 	runtime.KeepAlive(files)
 	if err != nil {
-		return fmt.Errorf("notify the service manager at %s: %w", n.path, os.NewSyscallError("sendmsg", err))
+		return fmt.Errorf("notify %s: %w", to, os.NewSyscallError("sendmsg", err))
 	}
 	return nil
+}
+
+// limitSends bounds how long a send waits for room.
+func limitSends(fd int) error {
+	limit := unix.NsecToTimeval(notifyLimit.Nanoseconds())
+	return os.NewSyscallError("setsockopt SO_SNDTIMEO", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit))
 }
 
 // Given returns the descriptors that the service manager gave the process, by
