@@ -283,6 +283,9 @@ func (d *daemon) announce() error {
 		return err
 	}
 	d.ruleset, d.announced = ruleset, true
+	if ruleset == nil && d.line.legacy.Hook != "" {
+		d.removeLegacy()
+	}
 	d.checkRecording()
 	if ruleset != nil {
 		d.observer.book.SetRules(d.queued)

@@ -253,3 +253,81 @@ func TestLabUpgradeFails(t *testing.T) {
 		t.Errorf("got %+v, want nothing lost", s)
 	}
 }
+
+// TestLabUpgradeSettings lets a new process with other settings take over, for
+// each setting that the hand-over depends on from each value to each: the
+// upgrade succeeds and the policy goes on being enforced.
+func TestLabUpgradeSettings(t *testing.T) {
+	settings := []struct{ attribution, hook, offload, nflog, log string }{
+		{"auto", "output", "on", "5", "eve.json"},
+		{"auto", "output", "on", "5", "eve.json"},
+		{"proc", "output", "off", "", "eve.json"},
+		{"proc", "", "off", "", "-"},
+		{"off", "", "off", "5", "-"},
+		{"off", "output,input", "on", "", "eve.json"},
+		{"auto", "", "off", "5", "other.json"},
+		{"off", "output", "off", "5", "eve.json"},
+		{"proc", "output,input", "off", "5", "eve.json"},
+		{"auto", "output", "on", "", "eve.json"},
+	}
+	for _, keeper := range []bool{true, false} {
+		t.Run(fmt.Sprintf("keeper %v", keeper), func(t *testing.T) {
+			setup(t, labtest.NFLog)
+			net := labtest.Pair(t)
+			echo(t, net.Server, echoPort)
+			echo(t, net.Server, deniedEchoPort)
+			labtest.IPTables(t, net.Client, "-A", "OUTPUT", "-j", "NFQUEUE", "--queue-num", "0")
+			dir := t.TempDir()
+			path := func(name string) string { return filepath.Join(dir, name) }
+			writeFile(t, path("policy.rego"), portsPolicy)
+			configure := func(i int) {
+				s := settings[i]
+				text := fmt.Sprintf("policy: %s\ncontrol: %s\nattribution: %s\noffload: %q\n", path("policy.rego"), path("ctl"), s.attribution, s.offload)
+				if s.hook != "" {
+					text += "hook: " + s.hook + "\n"
+				}
+				if s.nflog != "" {
+					text += "nflog-group: " + s.nflog + "\n"
+				}
+				if s.log != "-" {
+					s.log = path(s.log)
+				}
+				writeFile(t, path("verdictd.yaml"), text+"log:\n  file: \""+s.log+"\"\n")
+			}
+			configure(0)
+			args := []string{"run", "--config", path("verdictd.yaml")}
+			if keeper {
+				args = append(args, "--keeper")
+			}
+			first := labtest.Daemon(t, net.Client, args...)
+			ready := regexp.MustCompile(`msg=ready pid=(\d+)`).FindStringSubmatch(first.Stderr())
+			pid := int(number(t, ready[1]))
+			t.Cleanup(func() { unix.Kill(pid, unix.SIGKILL) }) // fails after the orderly end
+			for i := range settings {
+				if i > 0 {
+					configure(i)
+					exit := labtest.Run(t, net.Client, "upgrade", "--pid", strconv.Itoa(pid))
+					next := regexp.MustCompile(`^process (\d+) has taken`).FindStringSubmatch(exit.Stdout)
+					if exit.Code != 0 || next == nil {
+						t.Fatalf("%+v after %+v: got exit code %d and %q", settings[i], settings[i-1], exit.Code, exit.Stderr)
+					}
+					pid = int(number(t, next[1]))
+				}
+				ask(t, []question{
+					{net.Client, lab.Probe{Proto: lab.UDP, To: to("10.99.0.2", echoPort), Timeout: wait}, lab.Answered},
+					{net.Client, lab.Probe{Proto: lab.UDP, To: to("10.99.0.2", deniedEchoPort), Timeout: silence}, lab.Silent},
+				})
+				_, err := hook.Show(hook.Config{NetNS: net.Client.FD()})
+				if installed := err == nil; installed != (settings[i].hook != "") {
+					t.Errorf("%+v: the table is there: %v (%v)", settings[i], installed, err)
+				}
+			}
+			if err := unix.Kill(pid, unix.SIGTERM); err != nil {
+				t.Error(err)
+			}
+			if !lab.Poll(wait, func() bool { return boundQueues(t, net.Client) == 0 }) {
+				t.Error("the queue is bound after the end")
+			}
+		})
+	}
+}

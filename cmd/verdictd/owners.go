@@ -19,12 +19,18 @@ const recordPrefix = "record-"
 // openOwners makes it known who owns which socket, also those that are there
 // already. It comes before the queues: nothing is judged before it.
 func (d *daemon) openOwners(ctx context.Context) error {
-	if d.attribution == attribution.Off {
-		return nil
-	}
 	maps, err := d.takeRecords()
 	if err != nil {
 		return err
+	}
+	if d.attribution != attribution.Auto { // they are of no use here
+		for _, f := range maps {
+			f.Close()
+		}
+		maps = nil
+	}
+	if d.attribution == attribution.Off {
+		return nil
 	}
 	// Rules of the user's own may queue what is forwarded, too.
 	forward := d.settings.ruleset == nil || slices.Contains(d.settings.ruleset.Hooks, hook.Forward)
@@ -113,7 +119,8 @@ func (d *daemon) records() (map[string]*os.File, error) {
 }
 
 // takeRecords takes over the records of the daemon before: from the elder, whose
-// first message they are, or from the supervisor if it died.
+// first message they are, whatever either of the two does with them, or from the
+// supervisor if it died.
 func (d *daemon) takeRecords() (map[string]*os.File, error) {
 	if c := d.line.elder; c != nil {
 		m, err := c.Receive()

@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"github.com/verdictd/verdictd/hook"
 )
 
 // rulesEvery is how often the rules are looked at.
@@ -58,6 +61,14 @@ func (d *daemon) restoreRules() error {
 	}
 	d.observer.book.SetRules(d.queued) // their counters begin again
 	return nil
+}
+
+// removeLegacy takes out the rules of the daemon before, for one without hooks.
+func (d *daemon) removeLegacy() {
+	d.log.Warn("the rules of the daemon before are taken out: the settings name no hook any more", "hook", d.line.legacy.Hook)
+	if err := hook.Remove(hook.Config{NetNS: d.netns}); err != nil && !errors.Is(err, hook.ErrNotInstalled) {
+		d.log.Error("rules of the daemon before not removed", "error", err, "remedy", "verdictd hook remove")
+	}
 }
 
 func (d *daemon) hookText() string {

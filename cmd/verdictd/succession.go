@@ -46,6 +46,7 @@ type legacy struct {
 	NFLog   logsink.NFLogPosition `json:"nflog"`
 	Marks   marksLegacy           `json:"marks"`
 	Files   []string              `json:"files"` // names of the sockets
+	Hook    string                `json:"hook"`  // where its rules are; empty: it has none of its own
 }
 
 // marksLegacy are the marks of connections that the rules know.
