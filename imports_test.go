@@ -24,6 +24,7 @@ func mayImport() map[string][]string {
 		"internal/links":       {},
 		"internal/cgroup2":     {},
 		"internal/handover":    {},
+		"internal/terminal":    {},
 		"internal/lab":         {},
 		"internal/lab/labtest": {"internal/lab"},
 		"config":               {},
@@ -35,9 +36,9 @@ func mayImport() map[string][]string {
 		"process/attribution":  {"packet", "process", "process/record", "process/sockdiag", "process/procfs", "process/connector", "internal/nfnl"},
 		"hook":                 {},
 		"rules":                {"packet", "process"},
-		"policy":               {"packet", "rules", "policy/compile"},
+		"policy":               {"packet", "rules", "policy/compile", "internal/terminal"},
 		"policy/compile":       {"packet", "rules"},
-		"logsink":              {"packet", "process", "rules", "internal/nfnl"},
+		"logsink":              {"packet", "process", "rules", "internal/nfnl", "internal/terminal"},
 		"engine":               {"packet", "process", "rules", "logsink"},
 		"queue":                {"packet", "internal/nfnl"},
 		"ledger":               {"queue"},
@@ -47,7 +48,7 @@ func mayImport() map[string][]string {
 		"bench/connect":        {"bench/measure", "hook", "queue", "internal/lab"},
 		"bench/queue":          {"bench/measure", "packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
 		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config", "ledger",
-			"internal/control", "internal/links", "internal/lab", "internal/nfnl", "internal/handover",
+			"internal/control", "internal/links", "internal/lab", "internal/nfnl", "internal/handover", "internal/terminal",
 			"process", "process/attribution", "process/sockdiag"},
 	}
 }

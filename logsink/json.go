@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/verdictd/verdictd/internal/terminal"
 )
 
 // The appenders below build one JSON text at the end of b. They trust their
@@ -54,17 +56,21 @@ func address(b []byte, name string, a netip.Addr) []byte {
 	return append(a.Unmap().WithZone("").AppendTo(b), '"')
 }
 
-const hexDigits = "0123456789abcdef"
+const (
+	hexDigits = "0123456789abcdef"
+	del       = 0x7f
+)
 
-// quote appends s as a JSON string (RFC 8259 §7). Each byte that is not part
-// of valid UTF-8 becomes U+FFFD, as in encoding/json.
+// quote appends s as a JSON string (RFC 8259 §7), with characters escaped that a
+// terminal obeys or nobody sees. Each byte that is not part of valid UTF-8 becomes
+// U+FFFD, as in encoding/json.
 func quote(b []byte, s string) []byte {
 	b = append(b, '"')
 	start := 0
 	for i := 0; i < len(s); {
 		if c := s[i]; c < utf8.RuneSelf {
 			i++
-			if c >= ' ' && c != '"' && c != '\\' {
+			if c >= ' ' && c != '"' && c != '\\' && c != del {
 				continue
 			}
 			b = appendEscape(append(b, s[start:i-1]...), c)
@@ -72,8 +78,12 @@ func quote(b []byte, s string) []byte {
 			continue
 		}
 		r, size := utf8.DecodeRuneInString(s[i:])
-		if r == utf8.RuneError && size == 1 {
+		switch {
+		case r == utf8.RuneError && size == 1:
 			b = append(append(b, s[start:i]...), "\uFFFD"...)
+			start = i + size
+		case terminal.HiddenInJSON(r):
+			b = terminal.AppendJSONEscape(append(b, s[start:i]...), r)
 			start = i + size
 		}
 		i += size

@@ -3,9 +3,8 @@ package logsink
 import (
 	"strconv"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
+	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/rules"
 )
@@ -15,9 +14,9 @@ import (
 //
 //	16:20:00.123456 DROP    tcp     10.0.0.1:40000 -> 10.0.0.2:23 in=eth0 rule=no-telnet reason=policy uid=1000
 //
-// Times are UTC. Strings that hold anything but letters, digits and plain
-// punctuation are quoted, so that what a packet or a rule says cannot write to
-// the terminal. With colour, the verdict is coloured by ANSI sequences.
+// Times are UTC. What is not one plain word of ASCII is quoted (terminal.Word), so
+// that what a packet, a process or a rule says cannot write to the terminal or
+// look like another field. With colour, the verdict is coloured by ANSI sequences.
 func AppendPretty(b []byte, e *Event, colour bool) []byte {
 	b = append(clock(b, time.Unix(0, e.Time).UTC()), ' ')
 	what, code := prettyWord(e)
@@ -133,9 +132,9 @@ func prettyAdmin(b []byte, e *Event) []byte {
 		b = append(b, " lost"...)
 		b = count(b, "total", e.Packets[1])
 	case Admin:
-		b = word(b, e.Reason)
+		b = terminal.AppendWord(b, e.Reason)
 	case Stats:
-		b = word(b, e.Origin)
+		b = terminal.AppendWord(b, e.Origin)
 		for i := range e.Counters {
 			b = count(b, e.Counters[i].Name, e.Counters[i].Value)
 		}
@@ -160,27 +159,10 @@ func pair(b []byte, name, value string) []byte {
 		return b
 	}
 	b = append(append(append(b, ' '), name...), '=')
-	return word(b, value)
+	return terminal.AppendWord(b, value)
 }
 
 func count(b []byte, name string, value uint64) []byte {
 	b = append(append(append(b, ' '), name...), '=')
 	return strconv.AppendUint(b, value, 10)
-}
-
-// word appends s, quoted unless it is one plain word.
-func word(b []byte, s string) []byte {
-	if isPlain(s) {
-		return append(b, s...)
-	}
-	return strconv.AppendQuote(b, s)
-}
-
-func isPlain(s string) bool {
-	for _, r := range s {
-		if r == utf8.RuneError || r == '"' || r == '\\' || r == '=' || r == ' ' || !unicode.IsPrint(r) {
-			return false
-		}
-	}
-	return s != ""
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/verdictd/verdictd/internal/terminal"
 )
 
 // Bounds of what is told below a rule that decided or came near.
@@ -224,6 +226,9 @@ func (e *Explanation) WriteText(w io.Writer) error {
 		value := f.State
 		if f.State == "present" {
 			value = fmt.Sprint(f.Value)
+			if text, ok := f.Value.(string); ok {
+				value = terminal.Word(text)
+			}
 		}
 		fmt.Fprintf(b, "    %-18s %s\n", f.Field, value)
 	}
@@ -249,10 +254,10 @@ func (o *Outcomes) WriteText(w io.Writer) error {
 
 func (o *Outcomes) writeText(b *bufio.Writer) {
 	if o.Error != "" {
-		fmt.Fprintf(b, "no decision: %s\n", o.Error)
+		fmt.Fprintf(b, "no decision: %s\n", terminal.Line(o.Error))
 		return
 	}
-	fmt.Fprintf(b, "%s by rule %s", o.Verdict, o.Rule)
+	fmt.Fprintf(b, "%s by rule %s", o.Verdict, terminal.Line(o.Rule))
 	if o.Mark != nil {
 		fmt.Fprintf(b, ", mark %d", *o.Mark)
 	}
@@ -261,7 +266,7 @@ func (o *Outcomes) writeText(b *bufio.Writer) {
 	}
 	fmt.Fprintln(b)
 	if o.Reason != "" {
-		fmt.Fprintf(b, "    %s\n", o.Reason)
+		fmt.Fprintf(b, "    %s\n", terminal.Line(o.Reason))
 	}
 }
 
@@ -297,7 +302,7 @@ func (c *Condition) writeText(b *bufio.Writer, indent string) {
 	fmt.Fprintf(b, "%s%s %d:%d  %s", indent, word, c.Line, c.Col, c.Text)
 	saw := make([]string, len(c.Saw))
 	for i, s := range c.Saw {
-		saw[i] = s.What + " is " + s.Value
+		saw[i] = s.What + " is " + terminal.Line(s.Value)
 	}
 	if len(saw) > 0 {
 		fmt.Fprintf(b, "  (%s)", strings.Join(saw, ", "))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/verdictd/verdictd/config"
+	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/policy"
 	"github.com/verdictd/verdictd/rules"
 )
@@ -104,10 +106,15 @@ func printOutcome(e env, d *policy.Outcomes, asJSON bool) error {
 }
 
 func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
-	return enc.Encode(v)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	_, err := w.Write(terminal.JSON(text.Bytes()))
+	return err
 }
 
 // readInput returns a file's content, or for - that of standard input, and the

@@ -1,11 +1,14 @@
 package main_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/verdictd/verdictd/internal/lab"
 	"github.com/verdictd/verdictd/internal/lab/labtest"
@@ -100,5 +103,73 @@ decision := {"verdict": "accept", "rule": "near"} if {
 	}
 	if code := d.Stop(); code != 0 {
 		t.Errorf("got exit code %d, want 0", code)
+	}
+}
+
+// listener listens at TCP port 9009 until its standard input ends; it says so by a
+// line.
+const listener = `
+#include <netinet/in.h>
+#include <unistd.h>
+int main(void)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(9009) };
+	int s = socket(AF_INET, SOCK_STREAM, 0);
+	if (bind(s, (void *)&at, sizeof at) || listen(s, 1)) return 1;
+	write(1, "ready\n", 6);
+	return read(0, &at, 1) < 0;
+}`
+
+// TestLabHostileNames: a program whose name holds sequences for the terminal, and
+// lines and columns that look like another socket's, is one quoted word in every
+// table and in the log.
+func TestLabHostileNames(t *testing.T) {
+	setup(t, labtest.GCC, labtest.BPF)
+	lan := labtest.Pair(t)
+	dir, control := t.TempDir(), filepath.Join(t.TempDir(), "control")
+	name := filepath.Join(dir, "x\t1\t-\taccept\tall\ntcp    LISTEN  0.0.0.0:22  *  sshd\x1b]0;owned\x07\x1b[31m\u202e\u0085")
+	compile(t, listener, name)
+	d := startDaemon(t, lan.Client, acceptAll, "--hook", "input", "--control", control)
+	cmd := exec.Command(name)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lan.Client.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); cmd.Wait() })
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	table := labtest.Run(t, lan.Client, "sockets", "--control", control)
+	if want := `"` + dir + `/x\t1\t-\taccept\tall\ntcp    LISTEN  0.0.0.0:22  *  sshd\x1b]0;owned\x07\x1b[31m\u202e\u0085"`; table.Code != 0 ||
+		!strings.Contains(table.Stdout, want) || strings.Count(table.Stdout, "\n") != 2 {
+		t.Errorf("got %q, %q, want one row with %s", table.Stdout, table.Stderr, want)
+	}
+	if got := sockets(t, lan.Client, "--control", control)[9009]; got.Owner.Process == nil || got.Owner.Process.Exe.Path != name {
+		t.Errorf("JSON: got %+v, want %q", got.Owner.Process, name)
+	}
+	for _, line := range []struct{ what, text string }{
+		{"table", table.Stdout}, {"JSON", labtest.Run(t, lan.Client, "sockets", "--json", "--control", control).Stdout}, {"log", d.Stdout()},
+	} {
+		if i := strings.IndexFunc(line.text, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
+			t.Errorf("%s: got %q", line.what, line.text[i:min(len(line.text), i+40)])
+		}
+	}
+	d.Stop()
+}
+
+// compile makes a static program of C.
+func compile(t *testing.T, source, path string) {
+	t.Helper()
+	cmd := exec.Command("gcc", "-O1", "-static", "-pthread", "-w", "-o", path, "-xc", "-")
+	cmd.Stdin = strings.NewReader(source)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v: %s", err, text)
 	}
 }

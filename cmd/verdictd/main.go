@@ -17,6 +17,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
+
+	"github.com/verdictd/verdictd/internal/terminal"
 )
 
 // Exit codes.
@@ -32,18 +34,26 @@ func main() { os.Exit(run(osEnv(), os.Args[1:])) }
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	progress       io.Writer // standard error, for a line that is written again and again; used if it is a terminal
 	stdoutTerminal bool
 	stderrTerminal bool
 	noColour       bool
 }
 
+// osEnv returns the world. Whatever is printed on a terminal or as an error passes
+// terminal.Writer; what goes into files and pipes by standard output, such as a
+// translated policy, is left to the byte.
 func osEnv() env {
-	return env{
-		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
+	e := env{
+		stdin: os.Stdin, stdout: os.Stdout, stderr: terminal.NewWriter(os.Stderr), progress: os.Stderr,
 		stdoutTerminal: term.IsTerminal(int(os.Stdout.Fd())),
 		stderrTerminal: term.IsTerminal(int(os.Stderr.Fd())),
 		noColour:       os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb",
 	}
+	if e.stdoutTerminal {
+		e.stdout = terminal.NewWriter(os.Stdout)
+	}
+	return e
 }
 
 // colour returns whether standard output may be coloured.

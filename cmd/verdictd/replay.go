@@ -14,6 +14,7 @@ import (
 
 	"github.com/verdictd/verdictd/config"
 	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/policy"
 	"github.com/verdictd/verdictd/replay"
@@ -101,7 +102,7 @@ func (f *replayFlags) run(cmd *cobra.Command, e env, captures []string) error {
 	}
 	summary, err := replay.Run(ctx, options, captures, &judge{worker: eng.NewWorker(nil)}, report)
 	if e.stderrTerminal {
-		fmt.Fprint(e.stderr, "\r\x1b[K")
+		fmt.Fprint(e.progress, "\r\x1b[K")
 	}
 	if summary.Captures > 0 {
 		fmt.Fprint(e.stderr, summary.String())
@@ -194,7 +195,7 @@ func progress(e env) func(replay.Progress) {
 	return func(p replay.Progress) {
 		if now := time.Now(); now.After(next) {
 			next = now.Add(time.Second / 4)
-			fmt.Fprintf(e.stderr, "\r\x1b[K%s: %d packets, %d MB", p.Capture, p.Packets, p.Offset>>20)
+			fmt.Fprintf(e.progress, "\r\x1b[K%s: %d packets, %d MB", terminal.Word(p.Capture), p.Packets, p.Offset>>20)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/verdictd/verdictd/internal/control"
+	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/policy"
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/process/attribution"
@@ -248,7 +249,7 @@ func describeOwner(o *process.Owner) (name, pid, unit string) {
 	}
 	for _, where := range []string{o.Cgroup.Unit, o.Cgroup.ContainerID, o.Cgroup.Path} {
 		if where != "" {
-			unit = where
+			unit = terminal.Word(where)
 			break
 		}
 	}
@@ -260,11 +261,11 @@ func describeOwner(o *process.Owner) (name, pid, unit string) {
 	}
 	switch p := o.Process; {
 	case p.Exe.Path != "":
-		name = p.Exe.Path
+		name = terminal.Word(p.Exe.Path)
 	case p.Exe.Inside != "": // which proves nothing
-		name = "inside " + p.Exe.Inside
+		name = "inside " + terminal.Word(p.Exe.Inside)
 	case p.Comm != "":
-		name = "called " + p.Comm
+		name = "called " + terminal.Word(p.Comm)
 	}
 	return name, fmt.Sprint(o.Process.PID), unit
 }

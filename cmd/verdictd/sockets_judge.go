@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/rules"
 )
@@ -23,7 +24,7 @@ func (v *socketVerdict) text() (verdict, rule string) {
 	if v == nil {
 		return "-", "-"
 	}
-	verdict, rule = v.Verdict, v.Rule
+	verdict, rule = v.Verdict, terminal.Line(v.Rule)
 	if len(v.DependsOn) > 0 {
 		verdict += "?"
 		rule += " (depends on " + strings.Join(v.DependsOn, ", ") + ")"

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/verdictd/verdictd/internal/control"
+	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/ledger"
 )
 
@@ -52,7 +53,7 @@ Needs root, or the user that verdictd runs as.`,
 				return err
 			}
 			if asJSON {
-				_, err := e.stdout.Write(append(raw, '\n'))
+				_, err := e.stdout.Write(append(terminal.JSON(raw), '\n'))
 				return err
 			}
 			var st status
@@ -130,7 +131,7 @@ func (st *status) write(w io.Writer, now time.Time) error {
 	fmt.Fprintf(&b, "verdictd %s, pid %d, up %s, mode %s, fail %s, %s\n",
 		st.Version, st.PID, since(st.Started, now), st.Mode, st.Fail, rules)
 	fmt.Fprintf(&b, "policy %s, generation %d, sha256 %.12s, %s, loaded %s ago\n\n",
-		st.Policy.Source, st.Policy.Generation, st.Policy.SHA256, st.Policy.Engine, since(st.Policy.Loaded, now))
+		terminal.Line(st.Policy.Source), st.Policy.Generation, st.Policy.SHA256, st.Policy.Engine, since(st.Policy.Loaded, now))
 	b.Write(st.accounts())
 	fmt.Fprintf(&b, "\n%s\n\n", st.verdict())
 	fmt.Fprintf(&b, "flows      %d of %d remembered, %d new, %d evicted, %d found no room\n",
@@ -140,7 +141,7 @@ func (st *status) write(w io.Writer, now time.Time) error {
 	fmt.Fprintf(&b, "policy     %d evaluations, %d errors, %d of them over budget; %d compared with OPA, %d differed\n",
 		st.Policy.Evaluations, st.Policy.Errors, st.Policy.Overruns, st.Policy.Compared, st.Policy.Mismatches)
 	for _, place := range slices.Sorted(maps.Keys(st.Policy.ErrorsAt)) {
-		fmt.Fprintf(&b, "           %d errors: %s\n", st.Policy.ErrorsAt[place], place)
+		fmt.Fprintf(&b, "           %d errors: %s\n", st.Policy.ErrorsAt[place], terminal.Line(place))
 	}
 	fmt.Fprintf(&b, "packets    %d known flow, %d reply, %d related, %d malformed, %d would have been dropped\n",
 		st.Judged.Known, st.Judged.Established, st.Judged.Related, st.Judged.Malformed, st.Judged.WouldDrop)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/logsink"
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/policy"
@@ -188,7 +189,7 @@ func (r *whyReport) writeText(e env) error {
 	if err := r.WriteText(e.stdout); err != nil || r.Record == nil {
 		return err
 	}
-	_, err := fmt.Fprintf(e.stdout, "the record says: %s\n", r.Record.Says)
+	_, err := fmt.Fprintf(e.stdout, "the record says: %s\n", terminal.Line(r.Record.Says))
 	return err
 }
 
