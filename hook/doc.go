@@ -76,7 +76,9 @@
 // net/netfilter/core.c). Deleting the last rule that reads conntrack does the
 // same, as conntrack's own hooks go with it. So a second Install flushes and
 // refills the chains in one transaction, [Ruleset.Stop] empties the base chains
-// but leaves the conntrack rule, and only [Ruleset.Close] and [Remove] delete.
+// but leaves the conntrack rule, [Ruleset.Block] leaves all but the queue rule, for
+// which a drop stands until the next Install, and only [Ruleset.Close] and [Remove]
+// delete.
 // That last deletion cannot be avoided if nothing shall stay behind. A second
 // Install with fewer hooks or another priority has to delete chains too.
 //

@@ -3,7 +3,6 @@ package hook
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -286,38 +285,7 @@ func (r *Ruleset) Verify() error {
 // packets already queued stay and can still be judged, also rejected. All others
 // pass from then on. It is no error if the table is gone.
 func (r *Ruleset) Stop() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	what := r.what("stop")
-	k, err := r.dial(r.plan.NetNS)
-	if err != nil {
-		return explain(what, err)
-	}
-	chains, err := k.chains(r.plan.Config)
-	if errors.Is(err, ErrNotInstalled) {
-		return nil
-	}
-	if err != nil {
-		return explain(what, err)
-	}
-	// The rule of the offload chain stays: with it conntrack's hooks would go.
-	r.plan.stopped = true
-	stopped := r.plan.build().chains
-	for _, c := range chains {
-		i := slices.IndexFunc(stopped, func(b branch) bool { return b.chain.Name == c.Name && b.base() })
-		if c.Hooknum == nil {
-			continue
-		}
-		k.conn.FlushChain(c)
-		if i < 0 {
-			continue
-		}
-		k.conn.AddChain(stopped[i].chain) // sets the policy
-		for _, rule := range stopped[i].rules {
-			k.conn.AddRule(rule)
-		}
-	}
-	return explain(what, k.conn.Flush())
+	return r.refill("stop", func(p *plan) { p.stopped = true })
 }
 
 // Close deletes the table. Call Stop first and judge what is still queued: the

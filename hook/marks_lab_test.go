@@ -29,6 +29,7 @@ func TestRejectFailsClosed(t *testing.T) {
 	}{
 		{"nothing", func(*lab.Namespace, *hook.Ruleset) error { return nil }},
 		{"stop", func(_ *lab.Namespace, r *hook.Ruleset) error { return r.Stop() }},
+		{"block", func(_ *lab.Namespace, r *hook.Ruleset) error { return r.Block() }},
 		{"next generation", func(_ *lab.Namespace, r *hook.Ruleset) error { return r.SetMarks(r.Marks().Next()) }},
 		{"restore", func(_ *lab.Namespace, r *hook.Ruleset) error { return r.Restore() }},
 		{"rules flushed", func(ns *lab.Namespace, _ *hook.Ruleset) error {

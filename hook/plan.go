@@ -58,7 +58,8 @@ type plan struct {
 	native  bool  // the kernel has the queue expression, else the xt NFQUEUE target
 	rejects bool  // the kernel can reject
 	records bool  // the kernel can run the program of Config.Record, and a hook has use for it
-	stopped bool  // nothing is queued any more
+	stopped bool  // nothing is queued any more, everything passes
+	blocked bool  // nothing is queued any more, and what was is dropped
 	marks   Marks // of this generation
 
 	noRecord error // why records is false though a program is given, else nil
@@ -109,7 +110,11 @@ func (p *plan) base(h Hook) branch {
 		// in another, between which packets would be dropped.
 		b.add("stopped", nil, &expr.Verdict{Kind: expr.VerdictAccept})
 	}
-	if p.stopped {
+	switch {
+	case p.stopped:
+		return b
+	case p.blocked:
+		b.add(blockedComment, nil, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})
 		return b
 	}
 	p.answers(&b, h)
