@@ -16,7 +16,7 @@ type flowKey struct {
 	protocol       uint8
 	version        uint8
 	place          uint8
-	_              uint8
+	asker          uint8 // ICMP echo: 1 if the lower endpoint sends the requests, 2 if the higher one does; else 0
 }
 
 // Places. A packet of a local socket is seen at OUTPUT and its reply at
@@ -37,6 +37,9 @@ func flowOf(k packet.Key, hook packet.Hook) (f flowKey, dir int) {
 		dir = 1
 	}
 	f = flowKey{lo: k.Src, hi: k.Dst, loPort: k.SrcPort, hiPort: k.DstPort, protocol: k.Protocol, version: k.Version}
+	if k.Echo != packet.NoEcho {
+		f.asker = uint8(k.Echo) // k is as the lower endpoint sends
+	}
 	switch hook {
 	case packet.Forward:
 		f.place = placeForward
@@ -87,36 +90,40 @@ type entry struct {
 	packets     [2]uint64
 	bytes       [2]uint64
 	slot        [2]slot
-	uid, gid    uint32 // of the initiator's socket
-	owner       uint32 // of the local socket: its number in the worker's owners, 0 if none
-	changes     uint32 // what Attributor.Changes said when the owner was looked for
-	repeats     uint32 // dropped packets not yet reported
-	reported    uint32 // Unix seconds of the last event about drops
-	known       uint8  // hasUID ...
-	initiator   uint8  // direction of the first packet
-	tcp         uint8  // seenFIN0 ...
-	offloaded   bool   // the kernel was told to let the flow pass by
-	reset       bool   // a connection that was let through, or had begun, before it was denied
+	uid, gid    uint32    // of the initiator's socket
+	next        [2]uint32 // TCP: by direction, the sequence number that the other end waits for, 0 if unknown
+	owner       uint32    // of the local socket: its number in the worker's owners, 0 if none
+	changes     uint32    // what Attributor.Changes said when the owner was looked for
+	repeats     uint32    // dropped packets not yet reported
+	reported    uint32    // Unix seconds of the last event about drops
+	known       uint8     // hasUID ...
+	initiator   uint8     // direction of the first packet
+	tcp         uint8     // seenFIN0 ..., see track
+	offloaded   bool      // the kernel was told to let the flow pass by
+	reset       bool      // a connection that was let through, or had begun, before it was denied
 	hook        packet.Hook
 }
 
-// Bits of entry.known and entry.tcp.
+// Bits of entry.known.
 const (
 	hasUID = 1 << iota
 	hasGID
 	hasPorts
-
-	seenFIN0 = 1 // FIN from direction 0
-	seenFIN1 = 2
-	seenRST  = 4
+	seen0 // a packet of direction 0 was seen
+	seen1
+	toldError // an ICMP error about the flow was logged
 )
 
 // How long a flow is remembered after its last packet. The values for
 // accepted flows are those of the kernel's connection tracking, so that a
 // flow which the kernel still knows is not forgotten here.
+//
+// Source: tcp_timeouts, net/netfilter/nf_conntrack_proto_tcp.c.
 const (
-	holdTCPNew         = 2 * time.Minute
+	holdTCPNew         = 2 * time.Minute // SYN_SENT
+	holdTCPAnswered    = time.Minute     // SYN_RECV
 	holdTCPEstablished = 5 * 24 * time.Hour
+	holdTCPHalfClosed  = 2 * time.Minute // FIN_WAIT
 	holdTCPClosed      = 30 * time.Second
 	holdReplied        = 3 * time.Minute
 	holdOneWay         = 30 * time.Second
@@ -129,26 +136,33 @@ const (
 // whatever snapshot.
 func (e *entry) accepted() bool { return e.slot[0].accept || e.slot[1].accept }
 
-// replied returns whether both directions have sent and one was accepted:
-// such flows are not evicted in favour of new ones.
-func (e *entry) replied() bool { return e.packets[0] > 0 && e.packets[1] > 0 && e.accepted() }
-
-func (e *entry) closed() bool { return e.tcp&seenRST != 0 || e.tcp&3 == 3 }
+// replied returns whether both directions have sent.
+func (e *entry) replied() bool { return e.known&(seen0|seen1) == seen0|seen1 }
 
 func (e *entry) hold() time.Duration {
 	switch {
 	case !e.accepted():
 		return holdDropped
-	case e.key.protocol == packet.ProtoTCP && e.closed():
-		return holdTCPClosed
-	case e.key.protocol == packet.ProtoTCP && e.replied():
-		return holdTCPEstablished
 	case e.key.protocol == packet.ProtoTCP:
-		return holdTCPNew
+		return e.holdTCP()
 	case e.replied():
 		return holdReplied
 	}
 	return holdOneWay
+}
+
+func (e *entry) holdTCP() time.Duration {
+	switch {
+	case e.closed():
+		return holdTCPClosed
+	case e.tcp&connected != 0 && e.tcp&(seenFIN0|seenFIN1) != 0:
+		return holdTCPHalfClosed
+	case e.tcp&connected != 0:
+		return holdTCPEstablished
+	case e.tcp&(answered0|answered1) != 0:
+		return holdTCPAnswered
+	}
+	return holdTCPNew
 }
 
 func (e *entry) expired(now int64) bool { return now-e.last > int64(e.hold()) }
@@ -158,16 +172,11 @@ func (e *entry) count(now int64, p *packet.Packet, dir int) {
 	if now > e.last {
 		e.last = now
 	}
+	e.known |= seen0 << dir
 	e.packets[dir]++
 	e.bytes[dir] += uint64(p.TotalLength)
-	if p.Protocol != packet.ProtoTCP {
-		return
-	}
-	if p.TCPFlags&packet.RST != 0 {
-		e.tcp |= seenRST
-	}
-	if p.TCPFlags&packet.FIN != 0 {
-		e.tcp |= seenFIN0 << dir
+	if p.Protocol == packet.ProtoTCP {
+		e.track(p, dir)
 	}
 }
 

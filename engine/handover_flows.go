@@ -15,7 +15,8 @@ import (
 const (
 	blockHeader = 4
 	flowForm    = 1
-	flowSize    = 212
+	flowSize    = 220
+	oldSize     = 212 // without entry.next, and with other bits in entry.known and entry.tcp
 	blockFlows  = 1024
 )
 
@@ -66,6 +67,9 @@ func (w *Worker) AddFlows(block []byte) (n int, err error) {
 		copy(record[:], rest[:size])
 		var e entry
 		e.decode(record[:])
+		if size <= oldSize {
+			e.complete()
+		}
 		w.add(&e)
 		n++
 	}
@@ -76,7 +80,7 @@ func (w *Worker) AddFlows(block []byte) (n int, err error) {
 func (w *Worker) add(e *entry) {
 	place := w.table.find(&e.key)
 	if place == nil {
-		place = w.table.insert(&e.key, e.last, w.endFlow)
+		place = w.table.insert(&e.key, e.last, e.hook == packet.Output, w.endFlow)
 	}
 	if place == nil {
 		w.counts.FlowsNoRoom++
@@ -115,7 +119,7 @@ func (e *entry) append(b []byte) []byte {
 	le := binary.LittleEndian
 	b = append(append(b, e.key.lo[:]...), e.key.hi[:]...)
 	b = le.AppendUint16(le.AppendUint16(b, e.key.loPort), e.key.hiPort)
-	b = append(b, e.key.protocol, e.key.version, e.key.place, e.known, e.initiator, e.tcp, uint8(e.hook), flags(e.offloaded, e.reset))
+	b = append(b, e.key.protocol, e.key.version, e.key.place, e.known, e.initiator|e.key.asker<<1, e.tcp, uint8(e.hook), flags(e.offloaded, e.reset))
 	for _, v := range [...]uint64{e.id, uint64(e.start), uint64(e.last), e.packets[0], e.packets[1], e.bytes[0], e.bytes[1]} {
 		b = le.AppendUint64(b, v)
 	}
@@ -125,7 +129,7 @@ func (e *entry) append(b []byte) []byte {
 	for i := range e.slot {
 		b = e.slot[i].append(b)
 	}
-	return b
+	return le.AppendUint32(le.AppendUint32(b, e.next[0]), e.next[1])
 }
 
 // decode reads a record of flowSize bytes, overwriting all of e. Values that a
@@ -137,6 +141,7 @@ func (e *entry) decode(b []byte) {
 	e.key.loPort, e.key.hiPort = le.Uint16(b[32:]), le.Uint16(b[34:])
 	e.key.protocol, e.key.version, e.key.place = b[36], b[37], b[38]
 	e.known, e.initiator, e.tcp, e.hook = b[39], b[40]&1, b[41], packet.Hook(b[42])
+	e.key.asker = b[40] >> 1 & 3
 	e.offloaded, e.reset = b[43]&1 != 0, b[43]&2 != 0
 	e.id, e.start, e.last = le.Uint64(b[44:]), int64(le.Uint64(b[52:])), int64(le.Uint64(b[60:]))
 	for dir := range 2 {
@@ -146,6 +151,20 @@ func (e *entry) decode(b []byte) {
 	e.uid, e.gid, e.repeats, e.reported = le.Uint32(b[100:]), le.Uint32(b[104:]), le.Uint32(b[108:]), le.Uint32(b[112:])
 	for i := range e.slot {
 		e.slot[i].decode(b[116+slotSize*i:])
+	}
+	e.next = [2]uint32{le.Uint32(b[oldSize:]), le.Uint32(b[oldSize+4:])}
+}
+
+// complete makes up for what the record of an older program leaves out: there, who
+// had sent in both directions was connected.
+func (e *entry) complete() {
+	for dir := range 2 {
+		if e.packets[dir] > 0 {
+			e.known |= seen0 << dir
+		}
+	}
+	if e.tcp &= seenFIN0 | seenFIN1 | seenRST; e.key.protocol == packet.ProtoTCP && e.replied() {
+		e.tcp |= connected
 	}
 }
 

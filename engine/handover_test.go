@@ -164,6 +164,7 @@ func TestSucceedSizes(t *testing.T) {
 				from := fmt.Sprintf("10.0.1.%d:%d", i%250, 1000+i)
 				b.send(packet.Output, tcp(from, server, "S"))
 				b.send(packet.Input, tcp(server, from, "SA"))
+				b.send(packet.Output, tcp(from, server, "A"))
 			}
 			next, _ := b.succeed(engine.Config{Flows: size}, engine.Snapshot{Policy: https(), Hash: "h"})
 			next.worker.Leave()

@@ -35,7 +35,7 @@ func (w *Worker) conclude(d *rules.Decision, action packet.Action, err error) pa
 func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 	if m.HasUID && m.Hook.Direction() == "out" {
 		e.uid, e.gid = m.UID, m.GID
-		e.known = e.known&hasPorts | hasUID
+		e.known = e.known&^hasGID | hasUID
 		if m.HasGID {
 			e.known |= hasGID
 		}

@@ -19,7 +19,10 @@ type Marks struct {
 	Mask   uint32
 	Reject uint32 // told the ruleset: reject the packet
 	Reply  uint32 // told by the ruleset: the packet answers, and what it answers came by the ruleset too
-	Accept uint32 // told the ruleset: the whole flow is accepted; 0: never told
+	// Related is told by the ruleset: the packet is an ICMP error about a flow that
+	// passes by the queue.
+	Related uint32
+	Accept  uint32 // told the ruleset: the whole flow is accepted; 0: never told
 }
 
 // outside are the fields whose value may change during a flow, by what the flow
@@ -29,6 +32,7 @@ type outside struct {
 	tcp, udp, icmp, other rules.FieldSet
 	socket, owner         rules.FieldSet
 	hash                  int // the field process.exe_sha256
+	related               int // the field icmp.related
 }
 
 func newOutside(fields []rules.Field) (o outside) {
@@ -50,8 +54,11 @@ func newOutside(fields []rules.Field) (o outside) {
 		case rules.PerOwner:
 			o.owner.Add(i)
 		}
-		if f.Path == rules.HashPath {
+		switch f.Path {
+		case rules.HashPath:
 			o.hash = i
+		case rules.RelatedPath:
+			o.related = i
 		}
 	}
 	return o
@@ -117,7 +124,7 @@ func (w *Worker) giveMark(v packet.Verdict, m *packet.Meta) packet.Verdict {
 		mark = v.Mark &^ k.Mask
 	}
 	switch {
-	case w.bits != 0 && w.bits != k.Reply:
+	case w.bits != 0 && w.bits != k.Reply && w.bits != k.Related:
 		w.counts.Returned++
 	case v.Action == packet.Reject:
 		v.Repeat, mark = true, mark|k.Reject

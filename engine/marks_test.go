@@ -141,6 +141,7 @@ func TestNoRoom(t *testing.T) {
 			if action, reason := b.sendMeta(meta, tcp(server, from, "SA")); action != packet.Accept || reason != engine.ReasonEstablished {
 				t.Errorf("round %d, flow %d: answer: got %v (%s), want accept", round, i, action, reason)
 			}
+			b.want(packet.Output, tcp(from, server, "A"), packet.Accept, engine.ReasonPolicy)
 			if action, _ := b.sendMeta(meta, tcp("10.0.0.2:22", from, "SA")); action != packet.Drop {
 				t.Errorf("round %d, flow %d: answer to what is denied: got %v, want drop", round, i, action)
 			}

@@ -4,7 +4,10 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"math/bits"
+	"time"
 	"unsafe"
+
+	"github.com/verdictd/verdictd/packet"
 )
 
 // ways is how many places a flow can be put in. Eight one-byte tags fill one
@@ -44,7 +47,7 @@ func (t *table) hash(k *flowKey) uint64 {
 	h = t.mix(h, binary.LittleEndian.Uint64(k.lo[8:]))
 	h = t.mix(h, binary.LittleEndian.Uint64(k.hi[:8]))
 	h = t.mix(h, binary.LittleEndian.Uint64(k.hi[8:]))
-	h = t.mix(h, uint64(k.loPort)<<48|uint64(k.hiPort)<<32|uint64(k.protocol)<<16|uint64(k.version)<<8|uint64(k.place))
+	h = t.mix(h, uint64(k.loPort)<<48|uint64(k.hiPort)<<32|uint64(k.protocol)<<24|uint64(k.version)<<16|uint64(k.place)<<8|uint64(k.asker))
 	hi, lo := bits.Mul64(h, 0x9e3779b97f4a7c15)
 	return hi ^ lo
 }
@@ -71,14 +74,14 @@ func (t *table) find(k *flowKey) *entry {
 	return nil
 }
 
-// insert returns a cleared entry for k, which must not be in the table. A
-// place is found, in this order: a free one, an expired flow's, the oldest
-// flow's that is not established. Whoever is removed is given to end first.
-// If all eight are established, insert returns nil.
-func (t *table) insert(k *flowKey, now int64, end func(e *entry, why string)) *entry {
+// insert returns a cleared entry for k, which must not be in the table. own says
+// that this host begins the flow. The place is a free one, or that of the flow of
+// the lowest rank, among these the oldest: see rank. Whoever is removed is given
+// to end first. If all eight are to be kept, insert returns nil.
+func (t *table) insert(k *flowKey, now int64, own bool, end func(e *entry, why string)) *entry {
 	h := t.hash(k)
 	set := h & t.mask
-	way, why := t.place(set, now)
+	way, why := t.place(set, now, own)
 	if way < 0 {
 		return nil
 	}
@@ -103,32 +106,70 @@ const (
 	endShutdown = "shutdown"
 )
 
+// rank says who has to give way to a new flow: the lower, the sooner.
+type rank uint8
+
+// Ranks. What a stranger can bring about alone, also in another's name, is below
+// what this host begins; what both ends have a part in is never removed. An
+// answer to a packet that is no TCP shows nothing: it is sent to false addresses
+// too. Closed connections go as early as the kernel's connection tracking lets
+// them go (tcp_can_early_drop).
+const (
+	rankExpired  rank = iota
+	rankDropped       // the policy accepts nothing of it
+	rankHalf          // begun by others and not answered, half a handshake, or closed
+	rankAnswered      // begun by others and answered
+	rankStream        // the same, for longer than streamAge
+	rankOwn           // begun by this host and not answered yet
+	rankKept          // a connection, or begun by this host and answered
+)
+
+// streamAge is how long a flow that is no TCP goes on before the kernel takes it
+// for more than one question (nf_conntrack_udp_packet).
+const streamAge = 2 * time.Second
+
+func (e *entry) rank(now int64) rank {
+	own := e.hook == packet.Output
+	switch {
+	case e.expired(now):
+		return rankExpired
+	case !e.accepted():
+		return rankDropped
+	case e.closed():
+		return rankHalf
+	case e.key.protocol == packet.ProtoTCP && e.tcp&connected != 0, e.key.protocol != packet.ProtoTCP && own && e.replied():
+		return rankKept
+	case own:
+		return rankOwn
+	case e.key.protocol == packet.ProtoTCP || !e.replied():
+		return rankHalf
+	case e.last-e.start > int64(streamAge):
+		return rankStream
+	}
+	return rankAnswered
+}
+
 // place chooses a way of the set for a new flow, or -1. why is empty if the
-// way is free.
-func (t *table) place(set uint64, now int64) (way int, why string) {
-	best, rank, oldest := -1, 0, int64(0)
+// way is free. A flow that others begin takes no place of one that this host
+// has begun.
+func (t *table) place(set uint64, now int64, own bool) (way int, why string) {
+	way, lowest, oldest := -1, rankOwn, int64(0)
+	if own {
+		lowest = rankKept
+	}
 	for i := range ways {
 		if uint8(t.tags[set]>>(8*i)) == 0 {
 			return i, ""
 		}
 		e := &t.entries[set*ways+uint64(i)]
-		r := 0
-		switch {
-		case e.expired(now):
-			r = 3
-		case !e.accepted():
-			r = 2
-		case !e.replied():
-			r = 1
-		}
-		if r > rank || r == rank && r > 0 && e.last < oldest {
-			best, rank, oldest = i, r, e.last
+		if r := e.rank(now); r < lowest || r == lowest && way >= 0 && e.last < oldest {
+			way, lowest, oldest = i, r, e.last
 		}
 	}
-	if rank == 3 {
-		return best, t.entries[set*ways+uint64(best)].endReason()
+	if way >= 0 && lowest == rankExpired {
+		return way, t.entries[set*ways+uint64(way)].endReason()
 	}
-	return best, endEvicted
+	return way, endEvicted
 }
 
 func (e *entry) endReason() string {

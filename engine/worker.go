@@ -100,7 +100,7 @@ func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
 	if w.known.epoch != w.now.epoch {
 		w.older, w.known = w.known, newKnown(w.now.epoch)
 	}
-	w.facts.Meta, w.facts.Owner = m, nil
+	w.facts.Meta, w.facts.Owner, w.facts.Related = m, nil, false
 	w.takeMark(m)
 	return w.giveMark(w.handle(m), m)
 }
@@ -189,20 +189,6 @@ func (w *Worker) handleSingle(m *packet.Meta) packet.Verdict {
 	v := w.conclude(d, d.Action, err)
 	w.logPacket(m)
 	return v
-}
-
-// handleError judges an ICMP error: it passes if it speaks about an accepted
-// flow, for without these errors path MTU discovery breaks; else the policy
-// decides.
-func (w *Worker) handleError(m *packet.Meta) packet.Verdict {
-	key, _ := flowOf(w.pkt.Inner, reverseHook(m.Hook))
-	e := w.table.find(&key)
-	if e == nil || !(w.live(&e.slot[0]) || w.live(&e.slot[1])) {
-		return w.handleSingle(m)
-	}
-	w.counts.Related++
-	w.out.Flow = e.id
-	return w.finish(nil, packet.Accept, ReasonRelated)
 }
 
 // live returns whether the slot says accept by the current snapshot.
@@ -334,12 +320,12 @@ func (w *Worker) repeat(e *entry, s *slot, m *packet.Meta) packet.Verdict {
 
 // firstPacket judges a packet of a flow that is not in the table.
 func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
-	if w.pkt.Echo && !isEchoRequest(&w.pkt) && !w.isReply() {
+	if answersEcho(key, dir) && !w.isReply() {
 		if _, asked := w.askPeers(key, 1-dir); !asked {
 			return w.handleSingle(m) // an answer that nobody asked for starts no flow
 		}
 	}
-	e := w.table.insert(key, m.Time, w.endFlow)
+	e := w.table.insert(key, m.Time, w.begunHere(m), w.endFlow)
 	if e == nil {
 		w.counts.FlowsNoRoom++
 		return w.judgeSpare(m, key, dir)
@@ -364,11 +350,15 @@ func (w *Worker) judgeSpare(m *packet.Meta, key *flowKey, dir int) packet.Verdic
 	return w.judgeFlow(e, dir, m)
 }
 
-func isEchoRequest(p *packet.Packet) bool {
-	if p.Version == 6 {
-		return p.ICMPType == packet.ICMPv6EchoRequest
+// answersEcho returns whether a packet of direction dir is an echo reply.
+func answersEcho(key *flowKey, dir int) bool { return key.asker != 0 && int(key.asker) != dir+1 }
+
+// begunHere returns whether this host begins the flow whose first packet this is.
+func (w *Worker) begunHere(m *packet.Meta) bool {
+	if w.isReply() {
+		return m.Hook == packet.Input
 	}
-	return p.ICMPType == packet.ICMPEchoRequest
+	return m.Hook == packet.Output
 }
 
 // explain notes the outcome; in monitor mode everything is accepted.

@@ -36,7 +36,8 @@
 // same hook once more, where the rules above find the mark. An accepted flow
 // gets a connection mark, and its later packets, of both directions, are
 // accepted by that. A SYN is judged whatever the connection mark is, and so are
-// connections that a conntrack helper expects, as they inherit marks.
+// connections that a conntrack helper expects, as they inherit marks, and ICMP
+// errors, which carry the mark of the connection that they speak about.
 //
 // Each generation of decisions has a connection mark of its own.
 // [Ruleset.SetMarks] exchanges it in one transaction: at that moment all flows

@@ -173,6 +173,9 @@ func (c Config) iptablesHook(f Family, h Hook) iptablesPart {
 	if m.Accept != 0 {
 		accepted := fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstatus EXPECTED -j RETURN", m.Accept, m.Mask)
 		p.add("accepted by verdictd, and the rest of the flow", "-m mark --mark %#x/%#x -g %s-accept", m.Accept, m.Mask, c.Table)
+		p.add("for verdictd: an error about a flow that it accepted", "-m connmark --mark %#x/%#x -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/%#x -j MARK --set-xmark %#x/%#x",
+			m.Accept, m.Mask, m.Mask, m.Related, m.Mask)
+		accepted = fmt.Sprintf("-m mark --mark 0/%#x %s", m.Mask, accepted)
 		p.add("flow accepted by verdictd; a new connection is judged anew", "-p tcp -m tcp ! --syn %s", accepted)
 		p.add("flow accepted by verdictd", "! -p tcp %s", accepted)
 	}

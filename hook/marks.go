@@ -24,7 +24,10 @@ type Marks struct {
 	Mask   uint32
 	Reject uint32 // tell the sender and drop; as a connection mark: its sender was told
 	Reply  uint32 // set by the ruleset: an answer in the eyes of conntrack, to what comes by Config.Hooks too
-	Accept uint32 // pass, and the rest of the flow too; 0: no flow passes by the queue
+	// Related is set by the ruleset: an ICMP error, in the eyes of conntrack, about
+	// a flow that passes by the queue.
+	Related uint32
+	Accept  uint32 // pass, and the rest of the flow too; 0: no flow passes by the queue
 }
 
 // Numbers of the marks, in units of the mask's lowest bit. From firstAccept to
@@ -32,10 +35,11 @@ type Marks struct {
 const (
 	rejectNumber = 1 + iota
 	replyNumber
+	relatedNumber
 	firstAccept
 )
 
-// minMaskBits leaves room for 13 generations, so that a number comes back long
+// minMaskBits leaves room for 12 generations, so that a number comes back long
 // after the last packet that was given it.
 const minMaskBits = 4
 
@@ -46,7 +50,9 @@ func NewMarks(mask uint32) (Marks, error) {
 	if n < minMaskBits || n != bits.Len32(mask)-shift {
 		return Marks{}, fmt.Errorf("mask %#x: want one run of at least %d bits, such as %#x", mask, minMaskBits, uint32(DefaultMask))
 	}
-	return Marks{Mask: mask, Reject: rejectNumber << shift, Reply: replyNumber << shift, Accept: firstAccept << shift}, nil
+	return Marks{
+		Mask: mask, Reject: rejectNumber << shift, Reply: replyNumber << shift, Related: relatedNumber << shift, Accept: firstAccept << shift,
+	}, nil
 }
 
 // Next returns the marks of the generation after m's. The numbers come round

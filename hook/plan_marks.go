@@ -33,7 +33,8 @@ const (
 // A SYN is judged whatever the mark says: it may begin another connection with
 // the ports of the old one. So is what a helper expects, such as the data
 // connection of FTP, as the kernel gives it the mark of the connection that
-// brought it about.
+// brought it about. And so is an ICMP error: it has the mark of the connection that
+// it speaks about, and else carries what its sender likes.
 func (p *plan) offload(b *branch) {
 	b.add("counts only: reading conntrack makes fragments arrive whole", invalidState(), &expr.Counter{})
 	m := p.marks
@@ -43,6 +44,10 @@ func (p *plan) offload(b *branch) {
 	accepted := append(markIs(m.Mask, m.Accept), setCtMark(m.Mask, m.Accept)...)
 	b.add("accepted by verdictd, and the rest of the flow", append(accepted, clearMark(m.Mask)...), &expr.Verdict{Kind: expr.VerdictAccept})
 	b.add("a new connection is judged anew", tcpNew(), &expr.Verdict{Kind: expr.VerdictReturn})
+	if !p.stopped {
+		about := append(related(m.Mask, m.Accept), notExpected()...)
+		b.add("for verdictd: an error about a flow that it accepted", append(about, setMark(m.Mask, m.Related)...), &expr.Verdict{Kind: expr.VerdictReturn})
+	}
 	b.add("flow accepted by verdictd", append(ctMarkIs(m.Mask, m.Accept), notExpected()...),
 		&expr.Objref{Type: int(nftables.ObjTypeCounter), Name: offloadedCounter}, &expr.Verdict{Kind: expr.VerdictAccept})
 }
@@ -75,7 +80,7 @@ func (p *plan) judged(b *branch, h Hook) {
 	if !out && (!p.Loopback || h == Forward) {
 		return
 	}
-	match := related(p.marks)
+	match := related(p.marks.Mask, p.marks.Reject)
 	if !out {
 		match = append(overLoopback(false), match...)
 	}
@@ -162,14 +167,15 @@ func replaced(mask, value uint32) expr.Any {
 	}
 }
 
-// related matches the kernel's own answers to a packet that was rejected: they
-// carry the connection of that packet, in state related (nf_ct_attach). Where
-// verdictd rejects and where this matches, packets are sent by this host.
-func related(m Marks) []expr.Any {
+// related matches packets that speak about a connection with that mark: ICMP
+// errors, and the kernel's own answers to a packet that was rejected, which carry
+// the connection of that packet (nf_ct_attach). Where verdictd rejects, and where
+// this is asked for Marks.Reject, packets are sent by this host.
+func related(mask, mark uint32) []expr.Any {
 	return append([]expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, masked(expr.CtStateBitRELATED),
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-	}, ctMarkIs(m.Mask, m.Reject)...)
+	}, ctMarkIs(mask, mark)...)
 }
 
 func tcpNew() []expr.Any {

@@ -55,36 +55,32 @@ func (l *icmp6) DecodeFromBytes(data []byte, df gopacket.DecodeFeedback) error {
 func (s *state) icmp(typ, code uint8, id, seq uint16) {
 	p := s.p
 	p.ICMPType, p.ICMPCode = typ, code
-	if isEcho(p.Version, typ) {
+	if echoOf(p.Version, typ) != NoEcho {
 		p.Echo, p.EchoID, p.EchoSeq = true, id, seq
 	}
 }
 
-func isEcho(version, typ uint8) bool {
-	if version == 4 {
-		return typ == ICMPEchoRequest || typ == ICMPEchoReply
-	}
-	return typ == ICMPv6EchoRequest || typ == ICMPv6EchoReply
-}
-
-// isICMPError returns whether ICMP messages of that type embed the packet
-// that provoked them: unreachable, source quench, redirect, time exceeded and
-// parameter problem, or those of ICMPv6 with packet too big.
+// isICMPError returns whether ICMP messages of that type tell a sender that its
+// packet was not delivered, and embed that packet: unreachable, time exceeded and
+// parameter problem, in ICMPv6 packet too big as well. Redirect and source quench
+// embed a packet too, but tell a host what to do from then on.
 func isICMPError(version, typ uint8) bool {
 	if version == 6 {
 		return typ >= 1 && typ <= 4
 	}
-	switch typ {
-	case 3, 4, 5, 11, 12:
-		return true
-	}
-	return false
+	return typ == 3 || typ == 11 || typ == 12
+}
+
+// isNoQuery returns whether hosts send no errors about ICMP messages of that type
+// (RFC 1122 §3.2.2, RFC 4443 §2.4).
+func isNoQuery(version, typ uint8) bool {
+	return isICMPError(version, typ) || version == 4 && (typ == 4 || typ == 5)
 }
 
 // innerKey fills in the flow of the packet that an ICMP error embeds. What is
 // embedded is often cut short, so its lengths are not held against the bytes
-// present. There is no flow in a non-first fragment, in an ICMP error (hosts
-// send no errors about errors, RFC 1122 and 4443) and in what cannot be read.
+// present. There is no flow in a non-first fragment, in an ICMP error and in what
+// cannot be read.
 func (s *state) innerKey(data []byte) {
 	p, inner := s.p, &s.inner
 	if !isICMPError(p.Version, p.ICMPType) || len(data) == 0 || data[0]>>4 != p.Version {
@@ -110,10 +106,10 @@ func innerPorts(p *Packet, data []byte) bool {
 	case gopacket.LayerTypeZero:
 		return true
 	case layers.LayerTypeICMPv4, layers.LayerTypeICMPv6:
-		if len(data) < icmpHeaderLen || isICMPError(p.Version, data[0]) {
+		if len(data) < icmpHeaderLen || isNoQuery(p.Version, data[0]) {
 			return false
 		}
-		p.Echo = isEcho(p.Version, data[0])
+		p.ICMPType, p.Echo = data[0], echoOf(p.Version, data[0]) != NoEcho
 		p.EchoID = binary.BigEndian.Uint16(data[4:6])
 		return true
 	}

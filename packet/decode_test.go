@@ -109,7 +109,7 @@ func icmpTests() []decodeTest {
 		{name: "icmpv6 neighbour solicitation", data: ip6(58, icmp(135, 0, dst6.AsSlice())), want: from6(58, 64, withICMP(135, 0, dst6.AsSlice()))},
 		{name: "icmp echo with embedded bytes", data: ip4(1, icmp(8, 0, ip4(6, tcp("")))), want: from4(1, 68, withICMP(8, 0, ip4(6, tcp(""))), withEcho)},
 	}
-	for _, typ := range []byte{3, 4, 5, 11, 12} {
+	for _, typ := range []byte{3, 11, 12} {
 		tests = append(tests, innerTest(4, typ, "tcp", ip4(6, tcp("")), key4(6, 40000, 443)))
 	}
 	for _, typ := range []byte{1, 2, 3, 4} {
@@ -121,14 +121,15 @@ func icmpTests() []decodeTest {
 		innerTest(4, 3, "udp behind options", ip4Options(17, make([]byte, 8), udp("")), key4(17, 40000, 53)),
 		innerTest(4, 3, "total length 0", ip4(17, udp(""), set16(2, 0)), key4(17, 40000, 53)),
 		innerTest(4, 3, "first fragment", ip4(17, udp(""), set(6, 0x20)), key4(17, 40000, 53)),
-		innerTest(4, 11, "echo request", ip4(1, icmp(8, 0, nil)), key4(1, 0x0102, 0x0102)),
+		innerTest(4, 11, "echo request", ip4(1, icmp(8, 0, nil)), asks(key4(1, 0x0102, 0x0102))),
 		innerTest(4, 11, "timestamp", ip4(1, icmp(13, 0, nil)), key4(1, 0, 0)),
 		innerTest(4, 3, "sctp", ip4(132, sctp()), key4(132, 40000, 3736)),
 		innerTest(4, 3, "dccp", ip4(33, dccp()), key4(33, 40000, 99)),
 		innerTest(4, 3, "gre", ip4(47, nil), key4(47, 0, 0)),
 		innerTest(6, 1, "udp behind extensions", ip6(0, ext(60, 0, ext(44, 0, frag(17, 0, false, udp(""))))), key6(17, 40000, 53)),
 		innerTest(6, 2, "cut big packet", ip6(17, udp(""), set16(4, 9000)), key6(17, 40000, 53)),
-		innerTest(6, 3, "echo request", ip6(58, icmp(128, 0, nil)), key6(58, 0x0102, 0x0102)),
+		innerTest(6, 3, "echo request", ip6(58, icmp(128, 0, nil)), asks(key6(58, 0x0102, 0x0102))),
+		innerTest(6, 3, "echo reply", ip6(58, icmp(129, 0, nil)), answers(key6(58, 0x0102, 0x0102))),
 
 		innerTest(4, 3, "nothing", nil, packet.Key{}),
 		innerTest(4, 3, "second fragment", ip4(17, udp(""), set16(6, 1)), packet.Key{}),
@@ -139,6 +140,9 @@ func icmpTests() []decodeTest {
 		innerTest(4, 3, "ipv6", ip6(6, tcp("")), packet.Key{}),
 		innerTest(4, 3, "version 5", ip4(6, tcp(""), set(0, 0x55)), packet.Key{}),
 		innerTest(6, 1, "version 7", ip6(6, tcp(""), set(0, 0x70)), packet.Key{}),
+		innerTest(4, 3, "redirect", ip4(1, icmp(5, 0, ip4(6, tcp("")))), packet.Key{}),
+		innerTest(4, 4, "tcp, source quench", ip4(6, tcp("")), packet.Key{}),
+		innerTest(4, 5, "tcp, redirect", ip4(6, tcp("")), packet.Key{}),
 		innerTest(4, 6, "tcp, of a type that is none", ip4(6, tcp("")), packet.Key{}),
 		innerTest(6, 5, "tcp, of a type that is none", ip6(6, tcp("")), packet.Key{}),
 		innerTest(6, 0, "tcp, of a type that is none", ip6(6, tcp("")), packet.Key{}),
@@ -147,6 +151,18 @@ func icmpTests() []decodeTest {
 		innerTest(6, 1, "cut extension", ip6(60, ext(17, 3, nil), set16(4, 80))[:56], packet.Key{}),
 		innerTest(6, 1, "segments left", ip6(43, ext(17, 0, udp(""), set(3, 1))), packet.Key{}),
 	)
+}
+
+// asks returns the key of an echo request.
+func asks(k packet.Key) packet.Key {
+	k.Echo = packet.EchoRequest
+	return k
+}
+
+// answers returns that of an echo reply.
+func answers(k packet.Key) packet.Key {
+	k.Echo = packet.EchoReply
+	return k
 }
 
 // innerTest is an ICMP error about inner. No key means that it must have none.

@@ -229,9 +229,10 @@ func (f *flat) icmp() {
 	}
 }
 
-// icmpKind returns 'q' for echoes, 'e' for errors, '.' for other messages.
+// icmpKind returns 'q' for echoes, 'e' for errors, 'r' for other messages that
+// quote a packet, '.' for the rest.
 func icmpKind(version, typ uint8) byte {
-	kinds := "q..eee..q..ee"
+	kinds := "q..err..q..ee"
 	if version == 6 {
 		kinds = ".eeee" + strings.Repeat(".", 123) + "qq"
 	}
@@ -273,8 +274,11 @@ func flatInner(version uint8, data []byte) (k packet.Key, ok bool) {
 func flatInnerICMP(k packet.Key, h []byte) (packet.Key, bool) {
 	switch icmpKind(k.Version, h[0]) {
 	case 'q':
-		k.SrcPort, k.DstPort = uint16(u16(h[4:])), uint16(u16(h[4:]))
-	case 'e':
+		k.SrcPort, k.DstPort, k.Echo = uint16(u16(h[4:])), uint16(u16(h[4:])), packet.EchoRequest
+		if h[0] == packet.ICMPEchoReply || k.Version == 6 && h[0] == packet.ICMPv6EchoReply {
+			k.Echo = packet.EchoReply
+		}
+	case 'e', 'r':
 		return packet.Key{}, false
 	}
 	return k, true

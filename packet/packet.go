@@ -127,12 +127,39 @@ type Packet struct {
 // Key identifies one direction of a flow: the five-tuple, free of pointers.
 // IPv4 addresses stand in v4-mapped form, so Version tells the families
 // apart. Ports are 0 where the protocol has none; for ICMP echo both are the
-// echo id.
+// echo id, and Echo says who asks.
 type Key struct {
 	Src, Dst         [16]byte
 	SrcPort, DstPort uint16
 	Protocol         uint8
 	Version          uint8
+	Echo             Echo
+}
+
+// Echo says what a packet is in an exchange of ICMP echo messages. A request and
+// one of the other direction belong to two flows, whatever their ids are.
+type Echo uint8
+
+// Echo messages.
+const (
+	NoEcho Echo = iota
+	EchoRequest
+	EchoReply
+)
+
+// echoOf returns what an ICMP message of that type is.
+func echoOf(version, typ uint8) Echo {
+	request, reply := uint8(ICMPEchoRequest), uint8(ICMPEchoReply)
+	if version == 6 {
+		request, reply = ICMPv6EchoRequest, ICMPv6EchoReply
+	}
+	switch typ {
+	case request:
+		return EchoRequest
+	case reply:
+		return EchoReply
+	}
+	return NoEcho
 }
 
 // Key returns the packet's flow key. It is meaningful iff Status is OK.
@@ -142,7 +169,7 @@ func (p *Packet) Key() Key {
 	case p.HasPorts:
 		k.SrcPort, k.DstPort = p.SrcPort, p.DstPort
 	case p.Echo:
-		k.SrcPort, k.DstPort = p.EchoID, p.EchoID
+		k.SrcPort, k.DstPort, k.Echo = p.EchoID, p.EchoID, echoOf(p.Version, p.ICMPType)
 	}
 	return k
 }
@@ -151,6 +178,9 @@ func (p *Packet) Key() Key {
 func (k Key) Reverse() Key {
 	k.Src, k.Dst = k.Dst, k.Src
 	k.SrcPort, k.DstPort = k.DstPort, k.SrcPort
+	if k.Echo != NoEcho {
+		k.Echo = EchoRequest + EchoReply - k.Echo
+	}
 	return k
 }
 

@@ -66,9 +66,6 @@ type Source struct {
 	// none.
 	Shadow *Shadow
 
-	// Strict refuses a policy that Check warns of.
-	Strict bool
-
 	// SkipTests loads the policy without running its tests.
 	SkipTests bool
 }

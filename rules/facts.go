@@ -18,6 +18,10 @@ type Facts struct {
 	// Names of the interfaces Meta.In and Meta.Out; empty if there is none.
 	InInterface, OutInterface string
 
+	// Related says that the packet is an ICMP error which passes unless the policy
+	// says otherwise: see the field icmp.related.
+	Related bool
+
 	// Owner is who owns the local socket of the packet; nil if nobody was asked,
 	// as in a replay.
 	Owner *process.Owner

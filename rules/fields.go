@@ -108,6 +108,10 @@ func udpFields() []Field {
 	}
 }
 
+// RelatedPath is the field by which a policy decides about the ICMP errors that
+// would pass without being asked about.
+const RelatedPath = "icmp.related"
+
 func icmpFields() []Field {
 	return []Field{
 		{Path: "icmp.type", Kind: Int, Scope: PerPacket, Max: 255, Doc: "ICMP or ICMPv6 type; ip.version tells them apart.",
@@ -118,6 +122,9 @@ func icmpFields() []Field {
 			Get: func(f *Facts, v *Value) bool { return f.Packet.Echo && num(v, f.Packet.EchoID) }},
 		{Path: "icmp.seq", Kind: Int, Scope: PerPacket, Max: 65535, Doc: "Sequence number of an echo request or reply.",
 			Get: func(f *Facts, v *Value) bool { return f.Packet.Echo && num(v, f.Packet.EchoSeq) }},
+		{Path: RelatedPath, Kind: Bool, Scope: PerPacket,
+			Doc: "The message is an error (unreachable, too big, time exceeded, parameter problem) about a packet that was seen and let through, is sent to who sent that packet, and has at most 576 bytes (ICMPv6: 1280). It passes without a rule; where a decision depends on this field, that decision counts.",
+			Get: func(f *Facts, v *Value) bool { return f.Packet.IsICMP() && flag(v, f.Related) }},
 	}
 }
 

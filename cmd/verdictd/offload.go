@@ -62,8 +62,8 @@ func (o *offload) begin() {
 // them, or the rules of our own get the next number.
 func (o *offload) succeed(past marksLegacy, same, ownRules bool) {
 	switch {
-	case past.Latest.Mask != o.latest.Mask:
-		o.begin() // other bits
+	case past.Latest.Mask != o.latest.Mask, past.Latest.Related != o.latest.Related:
+		o.begin() // other bits, or other numbers
 	case same && o.wanted && past.InUse.Accept != 0:
 		o.latest, o.marks = past.Latest, past.InUse
 	default:

@@ -42,7 +42,7 @@ RULES
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-accept - [0:0]
--A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x30000/0xf0000
+-A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x40000/0xf0000
 -A verdictd-accept -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xf0000
 COMMIT
 RULES
@@ -52,9 +52,10 @@ RULES
 -A verdictd-input -m comment --comment "loopback" -i lo -j RETURN
 -A verdictd-input -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-input -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x10000/0xf0000 -j DROP
--A verdictd-input -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x30000/0xf0000 -g verdictd-accept
--A verdictd-input -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
--A verdictd-input -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x30000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-input -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x40000/0xf0000 -g verdictd-accept
+-A verdictd-input -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x40000/0xf0000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xf0000 -j MARK --set-xmark 0x30000/0xf0000
+-A verdictd-input -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m mark --mark 0/0xf0000 -m connmark --mark 0x40000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-input -m comment --comment "flow accepted by verdictd" ! -p tcp -m mark --mark 0/0xf0000 -m connmark --mark 0x40000/0xf0000 -m conntrack ! --ctstatus EXPECTED -j RETURN
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES

@@ -49,7 +49,7 @@ RULES
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-accept - [0:0]
--A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x3000000/0xff000000
+-A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x4000000/0xff000000
 -A verdictd-accept -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff000000
 COMMIT
 RULES
@@ -59,9 +59,10 @@ RULES
 -A verdictd-input -m comment --comment "loopback" -i lo -j RETURN
 -A verdictd-input -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-input -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
--A verdictd-input -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x3000000/0xff000000 -g verdictd-accept
--A verdictd-input -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
--A verdictd-input -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-input -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
+-A verdictd-input -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
+-A verdictd-input -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-input -m comment --comment "flow accepted by verdictd" ! -p tcp -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
 -A verdictd-input -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff000000 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x2000000/0xff000000
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
@@ -72,9 +73,10 @@ RULES
 :verdictd-forward - [0:0]
 -A verdictd-forward -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-forward -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
--A verdictd-forward -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x3000000/0xff000000 -g verdictd-accept
--A verdictd-forward -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
--A verdictd-forward -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-forward -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
+-A verdictd-forward -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
+-A verdictd-forward -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-forward -m comment --comment "flow accepted by verdictd" ! -p tcp -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
 -A verdictd-forward -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff000000 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x2000000/0xff000000
 -A verdictd-forward -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
@@ -86,9 +88,10 @@ RULES
 -A verdictd-output -m comment --comment "loopback" -o lo -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-output -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
--A verdictd-output -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x3000000/0xff000000 -g verdictd-accept
--A verdictd-output -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
--A verdictd-output -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-output -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
+-A verdictd-output -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
+-A verdictd-output -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-output -m comment --comment "flow accepted by verdictd" ! -p tcp -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
 -A verdictd-output -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff000000 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x2000000/0xff000000
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
@@ -111,7 +114,7 @@ RULES
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :verdictd-accept - [0:0]
--A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x3000000/0xff000000
+-A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x4000000/0xff000000
 -A verdictd-accept -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff000000
 COMMIT
 RULES
@@ -126,9 +129,10 @@ RULES
 -A verdictd-input -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-input -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-input -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
--A verdictd-input -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x3000000/0xff000000 -g verdictd-accept
--A verdictd-input -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
--A verdictd-input -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-input -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
+-A verdictd-input -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
+-A verdictd-input -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-input -m comment --comment "flow accepted by verdictd" ! -p tcp -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
 -A verdictd-input -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff000000 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x2000000/0xff000000
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
@@ -139,9 +143,10 @@ RULES
 :verdictd-forward - [0:0]
 -A verdictd-forward -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-forward -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
--A verdictd-forward -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x3000000/0xff000000 -g verdictd-accept
--A verdictd-forward -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
--A verdictd-forward -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-forward -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
+-A verdictd-forward -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
+-A verdictd-forward -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-forward -m comment --comment "flow accepted by verdictd" ! -p tcp -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
 -A verdictd-forward -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff000000 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x2000000/0xff000000
 -A verdictd-forward -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
@@ -158,9 +163,10 @@ RULES
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-output -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
--A verdictd-output -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x3000000/0xff000000 -g verdictd-accept
--A verdictd-output -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
--A verdictd-output -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-output -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
+-A verdictd-output -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
+-A verdictd-output -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-output -m comment --comment "flow accepted by verdictd" ! -p tcp -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
 -A verdictd-output -m comment --comment "for verdictd: an answer" -m mark --mark 0/0xff000000 -m conntrack --ctdir REPLY -j MARK --set-xmark 0x2000000/0xff000000
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT

@@ -43,7 +43,7 @@ RULES
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-accept - [0:0]
--A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x3000000/0xff000000
+-A verdictd-accept -m comment --comment "the rest of the flow" -j CONNMARK --set-xmark 0x4000000/0xff000000
 -A verdictd-accept -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff000000
 COMMIT
 RULES
@@ -53,9 +53,10 @@ RULES
 -A verdictd-output -m comment --comment "loopback" -o lo -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-output -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
--A verdictd-output -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x3000000/0xff000000 -g verdictd-accept
--A verdictd-output -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
--A verdictd-output -m comment --comment "flow accepted by verdictd" ! -p tcp -m connmark --mark 0x3000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-output -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
+-A verdictd-output -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
+-A verdictd-output -m comment --comment "flow accepted by verdictd; a new connection is judged anew" -p tcp -m tcp ! --syn -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
+-A verdictd-output -m comment --comment "flow accepted by verdictd" ! -p tcp -m mark --mark 0/0xff000000 -m connmark --mark 0x4000000/0xff000000 -m conntrack ! --ctstatus EXPECTED -j RETURN
 -A verdictd-output -m comment --comment "record who sends" -m bpf --object-pinned /run/bpf/p
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT

@@ -32,7 +32,6 @@ const (
 	NFTBinary      Cap = "nft binary"
 	Tshark         Cap = "tshark binary"
 	GCC            Cap = "gcc binary (with libc6-dev)"
-	Btrfs          Cap = "btrfs, with mkfs.btrfs (btrfs-progs) and loop devices"
 
 	// For Lacks only.
 	Connector   Cap = "process connector (CONFIG_PROC_EVENTS)"
@@ -74,8 +73,6 @@ func probe(c Cap) error {
 		return onPath("nft")
 	case Tshark:
 		return onPath("tshark")
-	case Btrfs:
-		return onPath("mkfs.btrfs")
 	case GCC:
 		return onPath("gcc")
 	case BPF:

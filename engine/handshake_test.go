@@ -1,0 +1,142 @@
+package engine_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket/layers"
+
+	"github.com/verdictd/verdictd/engine"
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/rules"
+)
+
+// numbered returns a TCP packet with these numbers.
+func numbered(src, dst, flags string, seq, ack uint32) pkt {
+	p := tcp(src, dst, flags)
+	p.l4.(*layers.TCP).Seq, p.l4.(*layers.TCP).Ack = seq, ack
+	return p
+}
+
+// openTo accepts what comes in to port 443 and what this host asks of port 53.
+var openTo = policyFunc(func(f *rules.Facts, d *rules.Decision) error {
+	*d = rules.Decision{Rule: "none"}
+	in := f.Meta.Hook.Direction() == "in"
+	if in && f.Packet.DstPort == 443 || !in && f.Packet.DstPort == 53 {
+		*d = rules.Decision{Action: packet.Accept, Rule: "open", Log: true}
+	}
+	return nil
+})
+
+// TestConnections says after which packets a connection counts as one: it is
+// still known an hour later.
+func TestConnections(t *testing.T) {
+	const in, out = packet.Input, packet.Output
+	type step struct {
+		hook     packet.Hook
+		flags    string
+		seq, ack uint32
+	}
+	syn, answer := step{in, "S", 100, 0}, step{out, "SA", 700, 101}
+	done := []step{syn, answer, {in, "A", 101, 701}}
+	for name, tt := range map[string]struct {
+		steps []step
+		kept  bool
+	}{
+		"handshake":                    {done, true},
+		"sent again":                   {[]step{syn, answer, syn, answer, {in, "A", 101, 701}}, true},
+		"data with the ACK":            {[]step{syn, answer, {in, "PA", 101, 701}}, true},
+		"both begin":                   {[]step{syn, {out, "S", 700, 0}, {in, "SA", 100, 701}, {out, "SA", 700, 101}}, true},
+		"begun before":                 {[]step{{in, "A", 900, 800}, {out, "A", 800, 901}}, true},
+		"SYN":                          {[]step{syn}, false},
+		"half":                         {[]step{syn, answer, answer, syn}, false},
+		"guessed ACK":                  {[]step{syn, answer, {in, "A", 101, 9999}, {out, "R", 9999, 0}}, false},
+		"guessed ACK, challenged":      {[]step{syn, answer, {in, "", 5000, 0}, {out, "A", 701, 101}, {in, "A", 101, 9999}}, false},
+		"answer to another SYN":        {[]step{syn, {out, "SA", 700, 901}, {in, "A", 101, 701}}, false},
+		"ACK of nothing":               {[]step{{in, "A", 900, 800}, {out, "R", 800, 0}}, false},
+		"refused":                      {[]step{syn, {out, "RA", 0, 101}}, false},
+		"reset":                        {append(done[:3:3], step{in, "R", 101, 0}), false},
+		"false reset":                  {append(done[:3:3], step{in, "R", 1 << 30, 0}), true},
+		"false ACK, then reset by it":  {append(done[:3:3], step{out, "A", 701, 1 << 30}, step{in, "R", 1 << 30, 0}), true},
+		"false SYN":                    {append(done[:3:3], syn, answer), true},
+		"closed":                       {append(done[:3:3], step{in, "FA", 101, 701}, step{out, "FA", 701, 102}), false},
+		"half closed":                  {append(done[:3:3], step{in, "FA", 101, 701}), false},
+		"false FIN":                    {append(done[:3:3], step{in, "FA", 1 << 30, 701}), true},
+		"reset after much that passed": {append(done[:3:3], step{out, "A", 701, 1 << 20}, step{in, "R", 1 << 20, 0}), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, engine.Config{}, openTo)
+			const remote, local = "192.0.2.7:5000", "10.0.0.1:443"
+			for _, s := range tt.steps {
+				if s.hook == in {
+					b.send(in, numbered(remote, local, s.flags, s.seq, s.ack))
+				} else {
+					b.send(out, numbered(local, remote, s.flags, s.seq, s.ack))
+				}
+			}
+			b.now += int64(time.Hour)
+			want := packet.Drop
+			if tt.kept {
+				want = packet.Accept
+			}
+			if got, why := b.send(out, numbered(local, remote, "A", 701, 101)); got != want {
+				t.Errorf("after an hour: got %v (%s), want %v", got, why, want)
+			}
+		})
+	}
+}
+
+// falseSender returns an address that nobody has.
+func falseSender(i int) string {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), 5000).String()
+}
+
+// TestStrangersHoldNoPlace floods an open port from false addresses, answered as
+// a server does, and asks meanwhile: all answers must pass. So must those of
+// connections that were there before.
+func TestStrangersHoldNoPlace(t *testing.T) {
+	for name, flood := range map[string]func(b *bench, from string){
+		"syn": func(b *bench, from string) {
+			b.send(packet.Input, numbered(from, "10.0.0.1:443", "S", 100, 0))
+			b.send(packet.Output, numbered("10.0.0.1:443", from, "SA", 700, 101))
+		},
+		"syn and ack": func(b *bench, from string) {
+			b.send(packet.Input, numbered(from, "10.0.0.1:443", "S", 100, 0))
+			b.send(packet.Output, numbered("10.0.0.1:443", from, "SA", 700, 101))
+			b.send(packet.Input, numbered(from, "10.0.0.1:443", "A", 101, 12345))
+		},
+		"udp": func(b *bench, from string) {
+			b.send(packet.Input, udp(from, "10.0.0.1:443"))
+			b.send(packet.Output, udp("10.0.0.1:443", from))
+		},
+		"denied": func(b *bench, from string) { b.send(packet.Input, udp(from, "10.0.0.1:9")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, engine.Config{Flows: 4096}, openTo) // so that chance fills no set with what is to be kept
+			const clients = 50
+			for i := range clients {
+				from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 5000).String()
+				b.send(packet.Input, numbered(from, "10.0.0.1:443", "S", 100, 0))
+				b.send(packet.Output, numbered("10.0.0.1:443", from, "SA", 700, 101))
+				b.send(packet.Input, numbered(from, "10.0.0.1:443", "A", 101, 701))
+			}
+			for i := range 10_000 {
+				flood(b, falseSender(i))
+				if i%100 != 0 {
+					continue
+				}
+				me := netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(20000+i)).String()
+				b.want(packet.Output, udp(me, "10.0.0.53:53"), packet.Accept, engine.ReasonPolicy)
+				for j := range 50 { // while the answer is under way
+					flood(b, falseSender(1_000_000+i*50+j))
+				}
+				b.want(packet.Input, udp("10.0.0.53:53", me), packet.Accept, engine.ReasonEstablished)
+			}
+			for i := range clients {
+				to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 5000).String()
+				b.want(packet.Output, numbered("10.0.0.1:443", to, "A", 701, 101), packet.Accept, engine.ReasonEstablished)
+			}
+		})
+	}
+}
