@@ -41,7 +41,7 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 		}
 	}
 	d, err := w.evaluate()
-	if d.Action != packet.Accept && w.adopt(e, dir, m) && w.stillAccepted(e, &e.slot[1-dir], m) {
+	if d.Action != packet.Accept && w.adopt(e, dir, m) {
 		w.counts.Established++
 		return w.finish(nil, packet.Accept, ReasonEstablished)
 	}
@@ -53,7 +53,11 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 	if d.Action == packet.Accept && w.engine.peers != nil {
 		w.engine.peers.tell(e, dir, w.now.epoch, w.wanted())
 	}
-	w.logAnswer(e, &before, &e.slot[dir], m)
+	if w.sameAnswer(&before, &e.slot[dir]) {
+		e.slot[dir].logged = before.logged
+		return v
+	}
+	e.slot[dir].logged = w.logFlow(e, m)
 	return v
 }
 
@@ -65,7 +69,7 @@ func (w *Worker) adopt(e *entry, dir int, m *packet.Meta) bool {
 	if !ok {
 		return false
 	}
-	e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true, logged: p.log, shape: noReuse, owned: p.owned}
+	e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true, logged: p.log, shape: noReuse}
 	e.initiator, e.hook = uint8(1-dir), reverseHook(m.Hook)
 	if p.known&hasUID != 0 {
 		e.uid, e.gid, e.known = p.uid, p.gid, e.known|p.known&(hasUID|hasGID)
@@ -90,18 +94,14 @@ func (w *Worker) remember(s *slot, d *rules.Decision, err error) {
 		s.epoch, s.accept = 0, false // ask again at each packet
 		return
 	}
-	s.decision, s.owned = i, d.Reads.Intersects(w.engine.outside.holder)
+	s.decision = i
 	if err != nil {
-		s.failed, s.owned, s.shape = true, false, 0
+		s.failed, s.shape = true, 0
 		s.values[0] = uint64(w.facts.Meta.Time / int64(errorHold))
 		return
 	}
 	s.final = w.final(d)
-	switch s.shape = w.shapeOf(d.Reads); s.shape {
-	case 0:
-	case noReuse:
-		s.values[0] = uint64(w.holder())
-	default:
+	if s.shape = w.shapeOf(d.Reads); s.shape != 0 && s.shape != noReuse {
 		s.values, _ = w.known.shapes[s.shape].pack(&w.facts, &w.value)
 	}
 }
@@ -117,49 +117,39 @@ func (w *Worker) sameAnswer(a, b *slot) bool {
 }
 
 // stillAccepted returns whether the other direction of a flow, which was
-// accepted once, is accepted by the current snapshot, for who owns the socket now.
-// If it was not judged by it yet, or for another owner, it is judged now, on a
-// packet made from the reply at hand: else a flow that a new policy forbids could
-// go on as long as only the far end sends, and who takes over a port would get
-// and send by the flow that was accepted for another.
+// accepted once, is accepted by the current snapshot. If it was not judged by
+// it yet, it is judged now, on a packet made from the reply at hand: else a
+// flow that a new policy forbids could go on as long as only the far end
+// sends.
 func (w *Worker) stillAccepted(e *entry, s *slot, m *packet.Meta) bool {
-	same := w.holdsSocket(e, s, m)
-	if s.epoch == w.now.epoch && same {
-		return s.accept
+	if s.epoch == w.now.epoch {
+		return true
 	}
-	reply, before, asked := w.pkt, *s, w.said
+	reply, before := w.pkt, *s
 	mirror := *m
 	mirror.Hook = reverseHook(m.Hook)
 	mirror.In, mirror.Out = m.Out, m.In
 	mirror.PhysIn, mirror.PhysOut = m.PhysOut, m.PhysIn
-	w.mirrorUser(e, &mirror, same)
+	mirror.HasUID, mirror.HasGID = false, false
+	if mirror.Hook.Direction() == "out" {
+		mirror.UID, mirror.HasUID = e.uid, e.known&hasUID != 0
+		mirror.GID, mirror.HasGID = e.gid, e.known&hasGID != 0
+	}
 	reversePacket(&w.pkt)
 	w.facts.Meta = &mirror
 	d, err := w.evaluate()
 	w.remember(s, d, err)
-	if err != nil {
-		w.explain(nil, d.Action, ReasonPolicyError)
-	} else {
-		w.explain(w.intern(d), d.Action, ReasonPolicy)
+	s.logged = before.logged
+	if !w.sameAnswer(&before, s) {
+		if err != nil {
+			w.explain(nil, d.Action, ReasonPolicyError)
+		} else {
+			w.explain(w.intern(d), d.Action, ReasonPolicy)
+		}
+		s.logged = w.logFlow(e, &mirror)
 	}
-	w.logAnswer(e, &before, s, &mirror)
-	w.pkt, w.facts.Meta, w.said = reply, m, asked
+	w.pkt, w.facts.Meta = reply, m
 	return s.accept
-}
-
-// mirrorUser gives a packet that is made from a reply the user of the socket: of
-// the flow as it began or, if another holds the socket now, of that one.
-func (w *Worker) mirrorUser(e *entry, mirror *packet.Meta, same bool) {
-	o := w.facts.Owner
-	switch {
-	case mirror.Hook.Direction() != "out":
-		mirror.HasUID, mirror.HasGID = false, false
-	case same:
-		mirror.UID, mirror.HasUID = e.uid, e.known&hasUID != 0
-		mirror.GID, mirror.HasGID = e.gid, e.known&hasGID != 0
-	case o != nil && !mirror.HasUID:
-		mirror.UID, mirror.HasUID, mirror.GID, mirror.HasGID = o.UID, o.HasUID, o.GID, o.HasGID
-	}
 }
 
 // reversePacket turns a reply into a packet of the direction it answers.

@@ -13,8 +13,10 @@ import (
 // ruleset knows them: then nothing is offloaded, and what is rejected is dropped
 // in silence.
 //
-// A worker takes the bits of Mask out of every mark before the policy sees it,
-// and lets none but Reject and Accept out.
+// A worker takes these values out of a packet's mark before the policy sees it.
+// Any other value in the bits of Mask is somebody else's: the policy sees it, it
+// stays in the mark, and the packet's flow is not offloaded, as there is no room
+// in the mark to say so.
 type Marks struct {
 	Mask   uint32
 	Reject uint32 // told the ruleset: reject the packet
@@ -31,9 +33,8 @@ type Marks struct {
 type outside struct {
 	tcp, udp, icmp, other rules.FieldSet
 	socket, owner         rules.FieldSet
-	holder                rules.FieldSet // both of them
-	hash                  int            // the field process.exe_sha256
-	related               int            // the field icmp.related
+	hash                  int // the field process.exe_sha256
+	related               int // the field icmp.related
 }
 
 func newOutside(fields []rules.Field) (o outside) {
@@ -52,10 +53,8 @@ func newOutside(fields []rules.Field) (o outside) {
 		switch f.Scope {
 		case rules.PerSocket:
 			o.socket.Add(i)
-			o.holder.Add(i)
 		case rules.PerOwner:
 			o.owner.Add(i)
-			o.holder.Add(i)
 		}
 		switch f.Path {
 		case rules.HashPath:
@@ -82,10 +81,9 @@ func (o *outside) of(p *packet.Packet) *rules.FieldSet {
 
 // final returns whether a decision about the current packet holds for its whole
 // flow, both directions, so that the kernel can let the rest pass. One that sets
-// a mark does not: each packet needs it. Nor do questions by multicast: each has
-// answers of its own.
+// a mark does not: each packet needs it.
 func (w *Worker) final(d *rules.Decision) bool {
-	return d.Action == packet.Accept && !d.SetMark && !isQuestion(&w.pkt) &&
+	return d.Action == packet.Accept && !d.SetMark &&
 		!d.Reads.Intersects(*w.engine.outside.of(&w.pkt)) && w.ownerKnown(d.Reads) && !w.pending
 }
 
@@ -100,18 +98,44 @@ func (w *Worker) ownerKnown(reads rules.FieldSet) bool {
 // settle notes whether the packet at hand, of flow e, is accepted by a final
 // decision: that of slot s.
 func (w *Worker) settle(e *entry, s *slot) {
-	w.settled = s.accept && s.final && w.now.Marks.Accept != 0
+	w.settled = s.accept && s.final && w.now.Marks.Accept != 0 && w.markFree
 	e.offloaded = e.offloaded || w.settled
+}
+
+// remarkAfter is how old a flow is before its packets count as Remarked: those of
+// its beginning may have been queued before the kernel was told.
+const remarkAfter = 2 * time.Second
+
+// noteRemarked counts a packet that the kernel should have let pass by.
+func (w *Worker) noteRemarked(e *entry, s *slot, m *packet.Meta) {
+	if e.offloaded && s.accept && s.final && w.markFree && m.Time-e.start > int64(remarkAfter) && !w.begins() {
+		w.counts.Remarked++
+	}
 }
 
 // isReply returns whether the ruleset says that the packet answers.
 func (w *Worker) isReply() bool { return w.bits != 0 && w.bits == w.now.Marks.Reply }
 
-// takeMark takes the ruleset's bits out of the packet's mark.
+// takeMark takes the ruleset's value out of the packet's mark, and notes whether
+// the mark has room for another one.
+//
+// At OUTPUT the kernel routes a packet anew whose mark is another one after the
+// queue than before it, and forgets what the program asked for (IP_PKTINFO). So
+// an answer, which went into the queue with the ruleset's mark, must leave it
+// with that; the ruleset takes it off at POSTROUTING. Its flow can be offloaded
+// with the next packet that it answers.
 func (w *Worker) takeMark(m *packet.Meta) {
+	k := &w.now.Marks
 	w.settled = false
-	w.bits = m.Mark & w.now.Marks.Mask
-	m.Mark &^= w.now.Marks.Mask
+	w.bits = m.Mark & k.Mask
+	switch w.bits {
+	case 0, k.Reject, k.Reply, k.Related, k.Accept:
+	default:
+		w.bits, w.markFree = 0, false
+		return
+	}
+	w.markFree = w.bits == 0 || w.bits == k.Reply && m.Hook != packet.Output
+	m.Mark &^= k.Mask
 }
 
 // giveMark completes a verdict with what the ruleset is to do. A packet that
@@ -125,18 +149,18 @@ func (w *Worker) giveMark(v packet.Verdict, m *packet.Meta) packet.Verdict {
 	}
 	mark := m.Mark
 	if v.SetMark {
-		mark = v.Mark &^ k.Mask
+		mark = v.Mark&^k.Mask | m.Mark&k.Mask
 	}
 	switch {
 	case w.bits != 0 && w.bits != k.Reply && w.bits != k.Related:
 		w.counts.Returned++
 	case v.Action == packet.Reject:
-		v.Repeat, mark = true, mark|k.Reject
+		v.Repeat, mark = true, mark&^k.Mask|k.Reject
 	case v.Action == packet.Accept && w.settled:
 		w.counts.Offloaded++
 		v.Repeat, mark = true, mark|k.Accept
 	}
-	if v.Repeat || v.SetMark || w.bits != 0 {
+	if v.Repeat || v.SetMark || w.bits != 0 && m.Hook != packet.Output {
 		v.SetMark, v.Mark = true, mark
 	}
 	return v

@@ -52,6 +52,7 @@ func TestMarks(t *testing.T) {
 	owner := packet.Meta{Hook: packet.Output, Mark: 7, HasUID: true, UID: 1}
 	plain := packet.Meta{Hook: packet.Output, Mark: 7}
 	with := func(mark uint32) packet.Meta { return packet.Meta{Hook: packet.Output, Mark: mark} }
+	in := func(mark uint32) packet.Meta { return packet.Meta{Hook: packet.Input, Mark: mark} }
 	offload := packet.Verdict{Action: packet.Accept, Repeat: true, SetMark: true, Mark: 0x307}
 	pass := packet.Verdict{Action: packet.Accept}
 	cleared := packet.Verdict{Action: packet.Accept, SetMark: true, Mark: 7}
@@ -76,12 +77,20 @@ func TestMarks(t *testing.T) {
 		{"mark to set", rules.Decision{Action: packet.Accept, SetMark: true, Mark: 0xfff5}, nil, plain, out, packet.Verdict{Action: packet.Accept, SetMark: true, Mark: 0xf5}},
 		{"dropped", rules.Decision{}, nil, plain, out, packet.Verdict{}},
 		{"rejected", reject, []string{"packet.length"}, plain, out, packet.Verdict{Action: packet.Reject, Repeat: true, SetMark: true, Mark: 0x107}},
-		{"came back accepted", accept, nil, with(0x307), out, cleared},
-		{"came back from an earlier generation", accept, nil, with(0x407), out, cleared},
-		{"came back rejected", reject, nil, with(0x107), out, packet.Verdict{Action: packet.Reject, SetMark: true, Mark: 7}},
-		{"brought a mark and is denied", rules.Decision{}, nil, with(0x307), out, packet.Verdict{SetMark: true, Mark: 7}},
-		{"an answer", accept, nil, with(0x207), out, offload},
-		{"an answer to what is not final", accept, []string{"mark"}, with(0x207), out, cleared},
+		{"came back accepted", accept, nil, in(0x307), out, cleared},
+		{"came back rejected", reject, nil, in(0x107), out, packet.Verdict{Action: packet.Reject, SetMark: true, Mark: 7}},
+		{"brought a mark and is denied", rules.Decision{}, nil, in(0x307), out, packet.Verdict{SetMark: true, Mark: 7}},
+		{"an answer", accept, nil, in(0x207), out, offload},
+		{"an answer to what is not final", accept, []string{"mark"}, in(0x207), out, cleared},
+		// At OUTPUT a mark that changes is a packet that is routed anew.
+		{"an answer that is sent", accept, nil, with(0x207), out, pass},
+		{"an answer that is sent is rejected", reject, nil, with(0x207), out, packet.Verdict{Action: packet.Reject, Repeat: true, SetMark: true, Mark: 0x107}},
+		{"came back accepted, sent", accept, nil, with(0x307), out, pass},
+		// What is nobody's of ours stays.
+		{"somebody else's mark", accept, nil, in(0x407), out, pass},
+		{"somebody else's mark, sent", accept, nil, with(0x6f07), out, pass},
+		{"somebody else's mark is rejected", reject, nil, with(0x6f07), out, packet.Verdict{Action: packet.Reject, Repeat: true, SetMark: true, Mark: 0x107}},
+		{"somebody else's mark, and one to set", rules.Decision{Action: packet.Accept, SetMark: true, Mark: 5}, nil, with(0x6f07), out, packet.Verdict{Action: packet.Accept, SetMark: true, Mark: 0x6f05}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -28,7 +28,6 @@ type peerPlace struct {
 	dir      uint8
 	known    uint8
 	log      bool // the policy wants the flow logged
-	owned    bool // see slot
 }
 
 func newPeers() *peers { return &peers{hasher: newTable(0)} }
@@ -43,7 +42,7 @@ func (p *peers) at(k *flowKey) (*peerStripe, *peerPlace) {
 func (p *peers) tell(e *entry, dir int, epoch uint32, log bool) {
 	s, place := p.at(&e.key)
 	s.mu.Lock()
-	*place = peerPlace{key: e.key, epoch: epoch, uid: e.uid, gid: e.gid, dir: uint8(dir), known: e.known, log: log, owned: e.slot[dir].owned}
+	*place = peerPlace{key: e.key, epoch: epoch, uid: e.uid, gid: e.gid, dir: uint8(dir), known: e.known, log: log}
 	s.mu.Unlock()
 }
 

@@ -17,6 +17,7 @@ type Stats struct {
 
 	Offloaded uint64 // packets sent round with the mark that lets the rest of their flow pass by
 	Returned  uint64 // packets that came back with their mark: no rule knew it
+	Remarked  uint64 // packets of flows that the kernel was told to let pass by, and does not: somebody else overwrites connection marks
 
 	Flows       uint64 // flows in the table now
 	FlowsNew    uint64 // flows ever put into it
@@ -39,6 +40,7 @@ func (s *Stats) add(t *Stats) {
 	s.Malformed += t.Malformed
 	s.Offloaded += t.Offloaded
 	s.Returned += t.Returned
+	s.Remarked += t.Remarked
 	s.Flows += t.Flows
 	s.FlowsNew += t.FlowsNew
 	s.FlowsEvict += t.FlowsEvict

@@ -40,15 +40,16 @@ type Worker struct {
 	table   *table
 	now     *published // the snapshot this packet is judged by
 
-	pkt     packet.Packet
-	facts   rules.Facts
-	value   rules.Value // scratch
-	bits    uint32      // the ruleset's bits of the packet's mark
-	settled bool        // the packet is accepted by a final decision
-	local   packet.Key  // in the direction in which the local socket sends; scratch
-	pending bool        // the evaluation read a hash that will be known later
-	out     Outcome
-	said    rules.Decision // what the policy said last
+	pkt      packet.Packet
+	facts    rules.Facts
+	value    rules.Value // scratch
+	bits     uint32      // the ruleset's value in the packet's mark, 0 if none
+	settled  bool        // the packet is accepted by a final decision
+	markFree bool        // the packet's mark has room for the ruleset's values
+	local    packet.Key  // in the direction in which the local socket sends; scratch
+	pending  bool        // the evaluation read a hash that will be known later
+	out      Outcome
+	said     rules.Decision // what the policy said last
 
 	known, older knownDecisions
 	attributor   Attributor // nil: nobody can tell who owns a socket
@@ -102,12 +103,7 @@ func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
 	}
 	w.facts.Meta, w.facts.Owner, w.facts.Related = m, nil, false
 	w.takeMark(m)
-	w.facts.AnswersMulticast = w.engine.asked.answered(m, &w.pkt)
-	v := w.handle(m)
-	if v.Action == packet.Accept {
-		w.engine.asked.note(m, &w.pkt)
-	}
-	return w.giveMark(v, m)
+	return w.giveMark(w.handle(m), m)
 }
 
 // handle judges the decoded packet.
@@ -209,7 +205,7 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 	if e.expired(m.Time) || w.reopened(e) {
 		w.restart(e, dir, m)
 	}
-	w.attribute(e, dir, m)
+	w.attribute(e, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
 	e.reset = e.reset || e.accepted()
@@ -245,11 +241,15 @@ func (w *Worker) judgeFlow(e *entry, dir int, m *packet.Meta) packet.Verdict {
 // of it was seen.
 func (w *Worker) answers(e *entry, dir int, m *packet.Meta) bool {
 	s := &e.slot[1-dir]
-	if !s.accept && !w.isReply() {
+	switch {
+	case s.accept:
+		return w.stillAccepted(e, s, m)
+	case !w.isReply():
 		return false
-	}
-	if !s.accept {
-		w.adopt(e, dir, m)
+	case w.adopt(e, dir, m):
+		return true
+	case s.epoch == w.now.epoch:
+		return false
 	}
 	return w.stillAccepted(e, s, m)
 }
@@ -315,6 +315,7 @@ func (w *Worker) repeat(e *entry, s *slot, m *packet.Meta) packet.Verdict {
 	if s.failed {
 		return w.finish(nil, d.Action, ReasonPolicyError)
 	}
+	w.noteRemarked(e, s, m)
 	w.settle(e, s)
 	return w.finish(d, w.refusal(e, d), ReasonPolicy)
 }
@@ -332,7 +333,7 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 		return w.judgeSpare(m, key, dir)
 	}
 	w.begin(e, dir, m)
-	w.attribute(e, dir, m)
+	w.attribute(e, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
 	return w.judgeFlow(e, dir, m)
@@ -344,10 +345,9 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 func (w *Worker) judgeSpare(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
 	e := &w.spare
 	w.owners.give(e.owner)
-	w.owners.give(e.judged)
 	*e = entry{key: *key}
 	w.place(e, dir, m)
-	w.attribute(e, dir, m)
+	w.attribute(e, m)
 	e.count(m.Time, &w.pkt, dir)
 	return w.judgeFlow(e, dir, m)
 }

@@ -17,10 +17,13 @@
 // does, as an accept in nf_tables ends one chain only. A verdict can therefore
 // only narrow what the host's own rules allow. Each chain says, in this order:
 //
-//  1. loopback passes (unless Config.Loopback);
+//  1. what stays on this host passes (unless Config.Loopback): at OUTPUT the
+//     kernel's interface is "lo" though a NAT has turned the packet elsewhere, so
+//     the rule asks for the absence of a destination NAT, or a local destination;
 //  2. verdictd's own packets, known by a mark, pass (if Config.OwnMark);
 //  3. IPv6 neighbour discovery passes (unless Config.StrictNeighbour);
 //  4. what verdictd has rejected is rejected (if Config.Mask);
+//     then what the kernel would not queue passes, see below;
 //  5. jump to the chain verdictd_offload, where decided flows are let through
 //     (if Config.Offload); it reads conntrack, which also makes the kernel put
 //     fragments together before they reach the queue;
@@ -44,12 +47,18 @@
 // that were accepted before come up again. [ClearMarks] takes a mark from all
 // connections before its number is used a second time.
 //
-// Two more chains clear our bits in the mark of every packet that enters the
-// host or is sent by it, at priority -149. So a mark counts only if it came with
-// a verdict, and who copies whole connection marks to packets (CONNMARK
-// --restore-mark without a mask) routes them as if our bits were not there. Who
-// copies whole packet marks to connections erases our bits: such flows come up
-// again and again, but nothing passes unjudged.
+// Two more chains take the values in use from the mark of every packet that enters
+// the host or is sent by it, at priority -149. So a mark counts only if it came
+// with a verdict, and who copies whole connection marks to packets (CONNMARK
+// --restore-mark without a mask) routes them as if our bits were not there. All
+// other values stay: programs and rules mark packets to decide their route, with
+// whole words too. Who copies whole packet marks to connections erases our bits:
+// such flows come up again and again, but nothing passes unjudged.
+//
+// A mark that is another one after a queue at OUTPUT than before it, or after a
+// chain of type route, makes the kernel route the packet again, without what its
+// program asked for. So no chain of ours has that type, and what rule 6 sets at
+// OUTPUT stays until a chain at POSTROUTING, before all others, takes it off.
 //
 // The kernel's message to the sender of a rejected packet belongs to the same
 // connection, in state related, and passes by that: it is not judged, so it
@@ -58,6 +67,22 @@
 // With Config.Mask and without Config.Bypass the policy of the chains is drop:
 // if somebody flushes their rules, a rejected packet that was under way does not
 // pass, and nothing else does until the rules are put in again.
+//
+// # What the kernel does not queue
+//
+// A packet whose connection is not confirmed and belongs to another packet too is
+// dropped instead of queued, and not counted (nf_ct_drop_unconfirmed, Linux 6.8).
+// Two kinds are known. What this host's kernel answers to a packet that it could
+// not forward, or that another rule refused, carries that packet's connection: it
+// passes, counted in "errors", at output and postrouting. Nothing but the kernel
+// sends such packets, but who sends packets that this host cannot forward, with a
+// false source, makes it send what it quotes to that source (see rp_filter). And
+// the copies of a broadcast or multicast that a bridge sends to several ports
+// share a connection: with hooks forward and postrouting, a chain before
+// conntrack lets such packets of bridges go untracked, so that each copy is
+// judged. What remains are the first packets of flows to hosts that a bridge does
+// not know yet (they are repeated by their senders, as after any loss), and of
+// routed multicast.
 //
 // # Who sends
 //

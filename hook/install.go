@@ -213,28 +213,36 @@ func (r *Ruleset) SetMarks(m Marks) error {
 		return explain(what, err)
 	}
 	changed := r.plan
-	changed.marks = m
-	b := changed.plain(offloadChain, changed.offload)
-	k.conn.FlushChain(b.chain)
-	for _, rule := range b.rules {
-		k.conn.AddRule(rule)
+	changed.marks, changed.former = m, r.plan.marks
+	for _, b := range []branch{changed.plain(offloadChain, changed.offload), changed.plain(cleanChain, changed.clean)} {
+		k.conn.FlushChain(b.chain)
+		for _, rule := range b.rules {
+			k.conn.AddRule(rule)
+		}
 	}
 	if err := k.conn.Flush(); err != nil {
 		return explain(what, err)
 	}
-	r.plan.marks = m
+	r.plan = changed
 	return nil
 }
 
 // Offloaded counts the packets that passed by the queue because their flow is
 // accepted, since Install.
-func (r *Ruleset) Offloaded() (packets, bytes uint64, err error) {
+func (r *Ruleset) Offloaded() (packets, bytes uint64, err error) { return r.count(offloadedCounter) }
+
+// Errors counts the messages of this host's kernel that passed by the queue since
+// Install, as the kernel does not queue them: they tell a sender of a packet that
+// it was not forwarded, or refused by another rule, before it began a connection.
+func (r *Ruleset) Errors() (packets, bytes uint64, err error) { return r.count(errorsCounter) }
+
+func (r *Ruleset) count(name string) (packets, bytes uint64, err error) {
 	what := r.what("read the counters of")
 	k, err := r.dial(r.plan.NetNS)
 	if err != nil {
 		return 0, 0, explain(what, err)
 	}
-	n, err := k.counter(r.plan.table(), offloadedCounter)
+	n, err := k.counter(r.plan.table(), name)
 	if err != nil {
 		return 0, 0, explain(what, err)
 	}

@@ -34,14 +34,20 @@ const iptablesScript = `#!/bin/sh
 # A program must be pinned at {{.RecordPin}} before install.
 {{- end}}
 # An accepted packet skips the rules after the call in the same table.
+{{- if .Bridges}}
+# Broadcast and multicast that a bridge sends on (br_netfilter) is lost: its
+# copies share a connection, and the kernel does not queue those. Where that is
+# wanted, keep them from conntrack: iptables -t raw -I PREROUTING -i BRIDGE
+# -m pkttype ! --pkt-type unicast -j CT --notrack; ip6tables likewise.
+{{- end}}
 # Removing the rules may drop packets that still wait in a queue.
 set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
 
-# call PROGRAM TABLE HOOK CHAIN
+# call PROGRAM TABLE HOOK CHAIN -A|-I
 call() {
-	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" "$5" "$3" -j "$4"
 }
 
 # uncall PROGRAM TABLE HOOK CHAIN
@@ -64,7 +70,7 @@ install() {
 COMMIT
 RULES
 {{- if .Hook}}
-	call "{{.Program}}" {{.Table}} {{.Hook}} {{.Chain}}
+	call "{{.Program}}" {{.Table}} {{.Hook}} {{.Chain}} {{if .First}}-I{{else}}-A{{end}}
 {{- end}}
 {{- end}}
 }
@@ -84,9 +90,11 @@ install | remove) "$1" ;;
 esac
 `
 
-// iptablesPart is a chain for one program. Hook calls it; "" if other chains do.
+// iptablesPart is a chain for one program. Hook calls it, with First before all
+// that is there; "" if other chains do.
 type iptablesPart struct {
 	Program, Table, Hook, Chain string
+	First                       bool
 	Rules                       []string
 }
 
@@ -121,7 +129,8 @@ func PrintIptables(cfg Config, w io.Writer) error {
 		Marks           bool
 		MaskFlag        string
 		RecordPin       string
-	}{parts, removed, c.Mask != 0, "", c.RecordPin}
+		Bridges         bool
+	}{parts, removed, c.Mask != 0, "", c.RecordPin, c.fromBridges()}
 	if c.Mask != DefaultMask {
 		script.MaskFlag = fmt.Sprintf(" --offload-mask %#x", c.Mask)
 	}
@@ -155,17 +164,24 @@ func iptablesTable(h Hook) string {
 
 func (c Config) iptablesHook(f Family, h Hook) iptablesPart {
 	p := c.iptablesChain(f, iptablesTable(h), strings.ToUpper(h.String()), h.String())
-	out := h.sends()
-	if !c.Loopback && h != Forward {
-		p.add("loopback", "%s lo -j RETURN", map[bool]string{false: "-i", true: "-o"}[out])
+	if h == Postrouting && c.Mask != 0 && c.cleanedAt(Postrouting) {
+		p.add("an answer, marked at output", "-m mark --mark %#x/%#x -j MARK --set-xmark 0/%#x", c.marks().Reply, c.Mask, c.Mask)
 	}
-	if c.OwnMark != 0 && out {
+	c.iptablesLoopback(&p, h)
+	if c.OwnMark != 0 && h.sends() {
 		p.add("verdictd's own packets", "-m mark --mark %#x/%#x -j RETURN", c.OwnMark, c.OwnMask)
 	}
-	for n := ndFirst; n <= ndLast && f == IPv6 && h != Forward && !c.StrictNeighbour; n++ {
+	for n := ndFirst; n <= ndLast && f == IPv6 && !c.StrictNeighbour; n++ {
 		p.add("neighbour discovery", "-p icmpv6 -m icmp6 --icmpv6-type %d -m hl --hl-eq %d -j RETURN", n, ndHopLimit)
 	}
 	p.add("counts only: reading conntrack makes fragments arrive whole", "-m conntrack --ctstate INVALID")
+	if c.sendsErrors(h) {
+		over := "-i lo "
+		if h.sends() {
+			over = ""
+		}
+		p.add("tells a sender of a packet that began no connection; the kernel would not queue it", "%s-m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN", over)
+	}
 	m := c.marks()
 	if m.Mask != 0 {
 		p.add("rejected by verdictd; REJECT works in table filter only", "-m mark --mark %#x/%#x -j DROP", m.Reject, m.Mask)
@@ -189,26 +205,52 @@ func (c Config) iptablesHook(f Family, h Hook) iptablesPart {
 	return p
 }
 
+// iptablesLoopback adds the rules for packets that stay on this host, see
+// plan.loopback.
+func (c Config) iptablesLoopback(p *iptablesPart, h Hook) {
+	if c.Loopback || h == Forward {
+		return
+	}
+	over := "-i lo"
+	if h.sends() {
+		over = "-o lo"
+	}
+	if h != Output && h != Prerouting {
+		p.add("loopback", "%s -j RETURN", over)
+		return
+	}
+	p.add("loopback", "%s -m conntrack ! --ctstate DNAT -j RETURN", over)
+	p.add("loopback", "%s -m addrtype --dst-type LOCAL -j RETURN", over)
+}
+
 // iptablesMarks returns the chains that the marks need, see plan.cleaners. Table
 // mangle is where others restore marks. Only where our own chain for prerouting
-// is called from it too, the mark must be cleared before.
+// is called from it too, the mark must be cleared before. At OUTPUT a mark that
+// changes in table mangle makes the kernel route again, in table filter not.
 func (c Config) iptablesMarks(f Family) []iptablesPart {
 	m := c.marks()
 	if m.Mask == 0 {
 		return nil
 	}
 	var parts []iptablesPart
-	p := plan{Config: c}
-	for _, h := range []Hook{Prerouting, Output} {
-		if !p.cleanedAt(h) {
-			continue
+	for _, h := range []Hook{Prerouting, Output, Postrouting} {
+		if !c.cleanedAt(h) || h == Postrouting && slices.Contains(c.Hooks, h) {
+			continue // at postrouting there is one table only: the chain of that hook does it
 		}
 		table := "mangle"
-		if h == Prerouting && slices.Contains(c.Hooks, Prerouting) {
+		switch {
+		case h == Prerouting && slices.Contains(c.Hooks, Prerouting):
 			table = "raw"
+		case h == Output:
+			table = "filter"
 		}
 		clean := c.iptablesChain(f, table, strings.ToUpper(h.String()), "clean-"+h.String())
-		clean.add("these bits are verdictd's", "-j MARK --set-xmark 0/%#x", m.Mask)
+		clean.First = h != Prerouting
+		for _, v := range []uint32{m.Reject, m.Reply, m.Related, m.Accept} {
+			if v != 0 {
+				clean.add("a value of verdictd's", "-m mark --mark %#x/%#x -j MARK --set-xmark 0/%#x", v, m.Mask, m.Mask)
+			}
+		}
 		parts = append(parts, clean)
 	}
 	if m.Accept != 0 { // then there are hooks of one table only

@@ -103,7 +103,7 @@ func counterOrder(o *nftables.NamedObj) int {
 			return int(h)
 		}
 	}
-	return int(Postrouting) + 1
+	return int(Postrouting) + 2 + slices.Index([]string{offloadedCounter, errorsCounter}, o.Name)
 }
 
 func (k *kernel) counter(t *nftables.Table, name string) (*expr.Counter, error) {
@@ -145,7 +145,14 @@ func (k *kernel) probe(p *plan) error {
 		return err
 	}
 	k.probeRecord(p)
+	p.fib, p.bridges = k.knows(p.Config, toLocal()), p.fromBridges() && k.knows(p.Config, append(fromBridge(packetBroadcast), &expr.Notrack{}))
 	return nil
+}
+
+// knows says whether the kernel takes a rule that the plan can do without.
+func (k *kernel) knows(c Config, exprs []expr.Any) bool {
+	ok, err := k.accepts(c, exprs)
+	return ok && err == nil
 }
 
 // probeQueue finds out whether the kernel has the native queue expression or the

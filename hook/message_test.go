@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -130,7 +131,7 @@ func debugExpr(t *testing.T, name string, a map[uint16][]byte) string {
 	n := func(attr uint16) uint32 { return number(a[attr]) }
 	switch name {
 	case "meta":
-		key := map[uint32]string{unix.NFT_META_IIF: "iif", unix.NFT_META_OIF: "oif", unix.NFT_META_MARK: "mark", unix.NFT_META_NFPROTO: "nfproto", unix.NFT_META_L4PROTO: "l4proto"}
+		key := map[uint32]string{unix.NFT_META_IIF: "iif", unix.NFT_META_OIF: "oif", unix.NFT_META_MARK: "mark", unix.NFT_META_NFPROTO: "nfproto", unix.NFT_META_L4PROTO: "l4proto", unix.NFT_META_PKTTYPE: "pkttype", uint32(metaIIFKind): "iifkind"}
 		if a[unix.NFTA_META_SREG] != nil {
 			return fmt.Sprintf("meta set %s with reg %d", key[n(unix.NFTA_META_KEY)], n(unix.NFTA_META_SREG))
 		}
@@ -141,6 +142,13 @@ func debugExpr(t *testing.T, name string, a map[uint16][]byte) string {
 			return fmt.Sprintf("ct set %s with reg %d", key[n(unix.NFTA_CT_KEY)], n(unix.NFTA_CT_SREG))
 		}
 		return fmt.Sprintf("ct load %s => reg %d", key[n(unix.NFTA_CT_KEY)], n(unix.NFTA_CT_DREG))
+	case "fib":
+		if n(unix.NFTA_FIB_FLAGS) != unix.NFTA_FIB_F_DADDR || n(unix.NFTA_FIB_RESULT) != unix.NFT_FIB_RESULT_ADDRTYPE {
+			return "another fib"
+		}
+		return fmt.Sprintf("fib daddr type => reg %d", n(unix.NFTA_FIB_DREG))
+	case "notrack":
+		return "notrack"
 	case "payload":
 		base := map[uint32]string{unix.NFT_PAYLOAD_NETWORK_HEADER: "network", unix.NFT_PAYLOAD_TRANSPORT_HEADER: "transport"}
 		return fmt.Sprintf("payload load %db @ %s header + %d => reg %d", n(unix.NFTA_PAYLOAD_LEN), base[n(unix.NFTA_PAYLOAD_BASE)], n(unix.NFTA_PAYLOAD_OFFSET), n(unix.NFTA_PAYLOAD_DREG))
@@ -211,10 +219,14 @@ func number(b []byte) uint32 {
 	return n
 }
 
-// data writes a register value as nft does: host byte order, padded to 32 bits.
+// data writes a register value as nft does: words in host byte order, the last one
+// padded.
 func data(t *testing.T, b []byte) string {
-	value := attributes(t, b)[unix.NFTA_DATA_VALUE]
-	return fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(append(value[:len(value):len(value)], 0, 0, 0)))
+	var words []string
+	for word := range slices.Chunk(attributes(t, b)[unix.NFTA_DATA_VALUE], 4) {
+		words = append(words, fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(append(word[:len(word):len(word)], 0, 0, 0))))
+	}
+	return strings.Join(words, " ")
 }
 
 // TestFallback checks the target that stands in for the queue expression byte

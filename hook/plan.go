@@ -58,9 +58,12 @@ type plan struct {
 	native  bool  // the kernel has the queue expression, else the xt NFQUEUE target
 	rejects bool  // the kernel can reject
 	records bool  // the kernel can run the program of Config.Record, and a hook has use for it
+	fib     bool  // the kernel can tell whether an address is its own
+	bridges bool  // packets of bridges come by a hook, and the kernel can tell them from others
 	stopped bool  // nothing is queued any more, everything passes
 	blocked bool  // nothing is queued any more, and what was is dropped
 	marks   Marks // of this generation
+	former  Marks // of the one before
 
 	noRecord error // why records is false though a program is given, else nil
 }
@@ -71,9 +74,14 @@ func (p *plan) build() *tree {
 	t.chains = append(t.chains, p.plain(offloadChain, p.offload))
 	if p.marks.Mask != 0 {
 		t.chains = append(t.chains, p.plain(rejectChain, p.reject))
+		t.chains = append(t.chains, p.plain(cleanChain, p.clean))
 		t.counters = append(t.counters, newCounter(t.table, offloadedCounter))
 	}
 	t.chains = append(t.chains, p.cleaners()...)
+	t.chains = append(t.chains, p.untracker()...)
+	if slices.ContainsFunc(p.Hooks, p.sendsErrors) {
+		t.counters = append(t.counters, newCounter(t.table, errorsCounter))
+	}
 	for _, h := range p.Hooks {
 		t.chains = append(t.chains, p.base(h))
 		t.counters = append(t.counters, newCounter(t.table, counterName(h)))
@@ -99,9 +107,13 @@ func (p *plan) base(h Hook) branch {
 		b.chain.Policy = &policy
 	}
 	if !p.stopped {
+		p.loopback(&b, h)
 		b.exclude(p.Config, h)
 	}
 	p.judged(&b, h)
+	if !p.stopped {
+		p.errors(&b, h)
+	}
 	if !p.stopped || p.marks.Accept != 0 {
 		b.add("flows already decided", nil, &expr.Verdict{Kind: expr.VerdictJump, Chain: offloadChain})
 	}
@@ -144,19 +156,15 @@ func newCounter(t *nftables.Table, name string) *nftables.NamedObj {
 	return &nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}}
 }
 
-// exclude adds the rules for packets that never go to the queue. Neither
-// loopback nor neighbour discovery is ever forwarded: a router has lowered the
-// hop limit before the forward hook.
+// exclude adds the rules for packets that never go to the queue. Neighbour
+// discovery comes by the forward hook between the ports of a bridge only: a router
+// has lowered the hop limit before.
 func (b *branch) exclude(c Config, h Hook) {
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
-	out := h.sends()
-	if !c.Loopback && h != Forward {
-		b.add("loopback", overLoopback(out), accept)
-	}
-	if c.OwnMark != 0 && out {
+	if c.OwnMark != 0 && h.sends() {
 		b.add("verdictd's own packets", ownMark(c), accept)
 	}
-	if !c.StrictNeighbour && c.Family != IPv4 && h != Forward {
+	if !c.StrictNeighbour && c.Family != IPv4 {
 		b.add("neighbour discovery", neighbour(c.Family), accept)
 	}
 }
@@ -205,13 +213,7 @@ func neighbour(f Family) []expr.Any {
 	)
 }
 
-func invalidState() []expr.Any {
-	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-		masked(expr.CtStateBitINVALID),
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-	}
-}
+func invalidState() []expr.Any { return ctStateHas(expr.CtStateBitINVALID) }
 
 func equal(data []byte) expr.Any {
 	return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}

@@ -1,6 +1,8 @@
 package hook
 
 import (
+	"slices"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -9,6 +11,7 @@ import (
 
 const (
 	rejectChain      = "verdictd_rejected"
+	cleanChain       = "verdictd_marks"
 	offloadedCounter = "offloaded"
 
 	// cleanPriority is after those who restore packet marks from connection
@@ -41,12 +44,14 @@ func (p *plan) offload(b *branch) {
 	if m.Accept == 0 {
 		return
 	}
-	accepted := append(markIs(m.Mask, m.Accept), setCtMark(m.Mask, m.Accept)...)
-	b.add("accepted by verdictd, and the rest of the flow", append(accepted, clearMark(m.Mask)...), &expr.Verdict{Kind: expr.VerdictAccept})
+	// Two rules: what is not tracked has no connection to mark, and passes alone.
+	b.add("the rest of the flow is accepted by verdictd", append(markIs(m.Mask, m.Accept), setCtMark(m.Mask, m.Accept)...))
+	b.add("accepted by verdictd", append(markIs(m.Mask, m.Accept), clearMark(m.Mask)...), &expr.Verdict{Kind: expr.VerdictAccept})
 	b.add("a new connection is judged anew", tcpNew(), &expr.Verdict{Kind: expr.VerdictReturn})
 	if !p.stopped {
 		about := append(related(m.Mask, m.Accept), notExpected()...)
-		b.add("for verdictd: an error about a flow that it accepted", append(about, setMark(m.Mask, m.Related)...), &expr.Verdict{Kind: expr.VerdictReturn})
+		b.add("for verdictd: an error about a flow that it accepted", append(append(markIs(m.Mask, 0), about...), setMark(m.Mask, m.Related)...))
+		b.add("an error is judged", about, &expr.Verdict{Kind: expr.VerdictReturn})
 	}
 	b.add("flow accepted by verdictd", append(ctMarkIs(m.Mask, m.Accept), notExpected()...),
 		&expr.Objref{Type: int(nftables.ObjTypeCounter), Name: offloadedCounter}, &expr.Verdict{Kind: expr.VerdictAccept})
@@ -99,35 +104,60 @@ func (p *plan) answers(b *branch, h Hook) {
 	b.add("for verdictd: an answer", append(match, setMark(m.Mask, m.Reply)...))
 }
 
-// cleaners returns the chains that clear our bits of the mark in every packet
-// that comes: a mark counts only if it came with a verdict. They also undo what
-// a rule does that copies a whole connection mark. The packets that verdictd
-// sends round again do not pass them.
+// clean fills the chain that takes the values in use from a packet's mark. All
+// other values are somebody else's and stay. The next generation's is in it, as
+// verdicts carry it before the rules know it, and the former's, as connections do.
+func (p *plan) clean(b *branch) {
+	m := p.marks
+	values := []uint32{m.Reject, m.Reply, m.Related}
+	if m.Accept != 0 {
+		values = append(values, p.former.Accept, m.Accept, m.Next().Accept)
+	}
+	slices.Sort(values)
+	for _, v := range slices.Compact(values) {
+		if v != 0 {
+			b.add("a value of verdictd's", append(markIs(m.Mask, v), clearMark(m.Mask)...))
+		}
+	}
+}
+
+// cleaners returns the chains that take verdictd's values from the mark of every
+// packet that comes: such a mark counts only if it came with a verdict. They also
+// undo what a rule does that copies a whole connection mark. The packets that
+// verdictd sends round again do not pass them. At POSTROUTING they take off what
+// an answer had to keep at OUTPUT.
+//
+// No chain is of type route: a mark that changes at OUTPUT would make the kernel
+// route the packet again, and not by what its program asked for.
 func (p *plan) cleaners() []branch {
 	if p.marks.Mask == 0 {
 		return nil
 	}
 	var list []branch
-	for _, h := range []Hook{Prerouting, Output} {
+	for _, h := range []Hook{Prerouting, Output, Postrouting} {
 		if !p.cleanedAt(h) {
 			continue
 		}
 		b := newBase(p.Config, p.table(), h)
 		b.chain.Name = "verdictd_clean_" + h.String()
 		b.chain.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(min(cleanPriority, p.Priority-1)))
-		if h == Output {
-			b.chain.Type = nftables.ChainTypeRoute // routed again if the mark changes
+		if h == Postrouting {
+			b.chain.Priority = nftables.ChainPriorityRef(guardPriority)
 		}
 		match := append(loadMark(), masked(p.marks.Mask), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)})
-		b.add("these bits are verdictd's", append(match, clearMark(p.marks.Mask)...))
+		b.add("values of verdictd's count only with a verdict", match, &expr.Verdict{Kind: expr.VerdictJump, Chain: cleanChain})
 		list = append(list, b)
 	}
 	return list
 }
 
-// cleanedAt says whether packets for our hooks enter by hook h.
-func (p *plan) cleanedAt(h Hook) bool {
-	for _, ours := range p.Hooks {
+// cleanedAt says whether packets for our hooks enter by hook h, or leave by it
+// with our marks.
+func (c *Config) cleanedAt(h Hook) bool {
+	if h == Postrouting {
+		return slices.Contains(c.Hooks, Output)
+	}
+	for _, ours := range c.Hooks {
 		if ours == Postrouting || (ours == Output) == (h == Output) {
 			return true
 		}
@@ -172,10 +202,7 @@ func replaced(mask, value uint32) expr.Any {
 // the connection of that packet (nf_ct_attach). Where verdictd rejects, and where
 // this is asked for Marks.Reject, packets are sent by this host.
 func related(mask, mark uint32) []expr.Any {
-	return append([]expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, masked(expr.CtStateBitRELATED),
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-	}, ctMarkIs(mask, mark)...)
+	return append(ctStateHas(expr.CtStateBitRELATED), ctMarkIs(mask, mark)...)
 }
 
 func tcpNew() []expr.Any {

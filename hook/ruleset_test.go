@@ -91,8 +91,9 @@ func TestNothingLeft(t *testing.T) {
 
 // TestShow compares what the kernel has with the plan.
 func TestShow(t *testing.T) {
-	labtest.Require(t, labtest.Root, labtest.NFTables)
+	labtest.Require(t, labtest.Root, labtest.NFTables, labtest.IPTablesBinary)
 	ns := labtest.Pair(t).Client
+	labtest.IP6Tables(t, ns, "-t", "raw", "-A", "OUTPUT", "-p", "ipv6-icmp", "-j", "DROP") // listener reports would count
 	c := hook.Config{
 		Hooks: []hook.Hook{hook.Postrouting, hook.Output, hook.Input}, QueueFirst: 2, QueueLast: 9,
 		Bypass: true, Fanout: true, OwnMark: 0x10, OwnMask: 0xf0, Priority: -20, NetNS: ns.FD(),

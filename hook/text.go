@@ -21,7 +21,7 @@ func Plan(cfg Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	p := plan{Config: c, native: true, rejects: true, records: c.Record != 0, marks: c.marks()}
+	p := plan{Config: c, native: true, rejects: true, records: c.Record != 0, fib: true, bridges: c.fromBridges(), marks: c.marks()}
 	return p.build().text(false), nil
 }
 
@@ -64,7 +64,7 @@ func (b branch) order() int {
 	if !b.base() {
 		return -1
 	}
-	return int(*b.chain.Hooknum)<<16 + int(*b.chain.Priority) - minPriority + 1
+	return int(*b.chain.Hooknum)<<16 + int(*b.chain.Priority) - guardPriority
 }
 
 func (b branch) write(w *strings.Builder, counts bool) {
@@ -154,6 +154,10 @@ func (p *printer) add(e expr.Any) {
 		p.queue(e.Num, e.Total, e.Flag&expr.QueueFlagBypass != 0, e.Flag&expr.QueueFlagFanout != 0)
 	case *expr.Target:
 		p.target(e)
+	case *expr.Fib:
+		p.load("fib daddr type")
+	case *expr.Notrack:
+		p.word("notrack")
 	case *expr.Match:
 		p.word("xt match %q", e.Name) // as nft writes it; the descriptor in it means nothing to a reader
 	default:
@@ -216,10 +220,16 @@ func value(of string, data []byte) string {
 		if of == "tcp flags" {
 			return fmt.Sprintf("%#x", data[0])
 		}
+		if of == "meta pkttype" && int(data[0]) < len(packetTypes) {
+			return packetTypes[data[0]]
+		}
 		if of == "meta nfproto" && data[0] == byte(nftables.TableFamilyIPv6) {
 			return "ipv6"
 		}
 		return fmt.Sprint(data[0])
+	}
+	if len(data) == ifNameSize {
+		return fmt.Sprintf("%q", bytes.TrimRight(data, "\x00"))
 	}
 	if len(data) != 4 {
 		return fmt.Sprintf("<%x>", data)
@@ -232,9 +242,15 @@ func value(of string, data []byte) string {
 		return "related"
 	case (of == "iif" || of == "oif") && n == loopbackIndex:
 		return `"lo"`
+	case of == "fib daddr type" && n == unix.RTN_LOCAL:
+		return "local"
 	}
 	return fmt.Sprintf("%#x", n)
 }
+
+// packetTypes are the kernel's kinds of packets (PACKET_HOST and so on,
+// if_packet.h) as nft writes them.
+var packetTypes = [...]string{"host", "broadcast", "multicast"}
 
 func metaName(k expr.MetaKey) string {
 	switch k {
@@ -248,6 +264,10 @@ func metaName(k expr.MetaKey) string {
 		return "meta nfproto"
 	case expr.MetaKeyL4PROTO:
 		return "meta l4proto"
+	case expr.MetaKeyPKTTYPE:
+		return "meta pkttype"
+	case metaIIFKind:
+		return "meta iifkind"
 	}
 	return fmt.Sprintf("<meta %d>", k)
 }

@@ -18,7 +18,7 @@ func TestForeignRules(t *testing.T) {
 		udata []byte
 		want  string
 	}{
-		{"unknown expression", []expr.Any{&expr.Notrack{}}, nil, "<*expr.Notrack>"},
+		{"unknown expression", []expr.Any{&expr.Masq{}}, nil, "<*expr.Masq>"},
 		{"unknown meta key", []expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: 1}, equal([]byte{1, 0, 0})}, nil, "<meta 10> <010000>"},
 		{"unknown ct key", []expr.Any{&expr.Ct{Key: expr.CtKeyZONE, Register: 1}, equal([]byte{7})}, nil, "<ct 17> 7"},
 		{"unknown comparison", []expr.Any{meta, &expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: []byte{9}}}, nil, "<meta mark op 2 09>"},

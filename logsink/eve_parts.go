@@ -231,14 +231,7 @@ func (x *Encoder) appendOwn(b []byte, e *Event) []byte {
 		b = number(b, "gid", uint64(e.GID))
 	}
 	if e.Owner != nil {
-		b = x.appendOwner(b, "process", e.Owner)
-	}
-	switch {
-	case e.OtherOwner == nil:
-	case e.Kind == FlowEnd:
-		b = x.appendOwner(b, "process_at_end", e.OtherOwner)
-	default:
-		b = x.appendOwner(b, "process_before", e.OtherOwner)
+		b = x.appendOwner(b, e.Owner)
 	}
 	if e.Offloaded {
 		b = boolean(b, "offloaded", true)

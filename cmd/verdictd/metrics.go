@@ -37,6 +37,8 @@ func ownNumbers() []number {
 		{"flows_evicted", false, "flows forgotten early to make room for newer ones", func(s *status) uint64 { return s.Flows.Evicted }},
 		{"flows_offloaded", false, "flows that the kernel lets pass by the queue", func(s *status) uint64 { return s.Flows.Offloaded }},
 		{"offloaded_packets", false, "packets that passed by the queue", func(s *status) uint64 { return s.Flows.OffloadedPackets }},
+		{"error_packets", false, "messages of this host's kernel that it queues for nobody: they pass", func(s *status) uint64 { return s.Flows.ErrorPackets }},
+		{"remarked_packets", false, "packets of offloaded flows whose connection mark somebody has overwritten", func(s *status) uint64 { return s.Flows.Remarked }},
 		{"flows_no_room", false, "flows that found no room", func(s *status) uint64 { return s.Flows.NoRoom }},
 		{"audit_events", false, "events of the audit log", func(s *status) uint64 { return s.Audit.Events }},
 		{"audit_lost", false, "events that found the ring full", func(s *status) uint64 { return s.Audit.Lost }},

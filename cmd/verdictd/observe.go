@@ -78,6 +78,14 @@ type flowStatus struct {
 	// that did: they are in no account, the queue never saw them.
 	Offloaded        uint64 `json:"offloaded"`
 	OffloadedPackets uint64 `json:"offloaded_packets"`
+
+	// Messages of this host's kernel about packets that began no connection: the
+	// kernel does not queue them, and the rules let them pass.
+	ErrorPackets uint64 `json:"error_packets"`
+
+	// Packets of offloaded flows that came to the queue all the same: somebody
+	// overwrites connection marks.
+	Remarked uint64 `json:"remarked"`
 }
 
 type auditStatus struct {
@@ -192,19 +200,20 @@ func (o *observer) follow(r *hook.Ruleset) {
 	o.ruleset = r
 }
 
-// passedBy returns how many packets passed by the queue in the kernel.
-func (o *observer) passedBy() uint64 {
+// passedBy returns how many packets passed by the queue in the kernel: those of
+// offloaded flows, and messages of this host that the kernel queues for nobody.
+func (o *observer) passedBy() (offloaded, errors uint64) {
 	o.mu.Lock()
 	r := o.ruleset
 	o.mu.Unlock()
 	if r == nil {
-		return 0
+		return 0, 0
 	}
-	packets, _, err := r.Offloaded()
-	if err != nil {
-		return 0 // without marks, or the rules are gone for the moment: there is no counter
-	}
-	return packets
+	// Without marks, without a hook that has it, or while the rules are gone there
+	// is no counter.
+	offloaded, _, _ = r.Offloaded()
+	errors, _, _ = r.Errors()
+	return offloaded, errors
 }
 
 // status reads everything. It is called from several goroutines.
@@ -215,6 +224,7 @@ func (d *daemon) status() (*status, error) {
 		return nil, err
 	}
 	s, audit := d.engine.Stats(), d.audit.Stats()
+	offloaded, errorPackets := o.passedBy()
 	st := &status{
 		Version: version(), PID: os.Getpid(), Started: o.started,
 		Mode: d.mode.String(), Fail: failText(d.failOpen), Hook: d.Hook,
@@ -224,7 +234,8 @@ func (d *daemon) status() (*status, error) {
 		},
 		Flows: flowStatus{
 			Now: s.Flows, Limit: uint64(max(d.Flows, 0)) * uint64(len(d.queues)), New: s.FlowsNew, Evicted: s.FlowsEvict, NoRoom: s.FlowsNoRoom,
-			Offloaded: s.Offloaded, OffloadedPackets: o.passedBy(),
+			Offloaded: s.Offloaded, OffloadedPackets: offloaded,
+			ErrorPackets: errorPackets, Remarked: s.Remarked,
 		},
 		Audit: auditStatus{
 			Events: audit.Events, Lost: audit.Lost, Unwritten: audit.Unwritten, WriteErrors: audit.WriteErrors, Rotations: audit.Rotations,

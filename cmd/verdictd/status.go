@@ -138,6 +138,12 @@ func (st *status) write(w io.Writer, now time.Time) error {
 		st.Flows.Now, st.Flows.Limit, st.Flows.New, st.Flows.Evicted, st.Flows.NoRoom)
 	fmt.Fprintf(&b, "offload    %d flows decided for good, %d of their packets passed by the queue\n",
 		st.Flows.Offloaded, st.Flows.OffloadedPackets)
+	if n := st.Flows.ErrorPackets; n > 0 {
+		fmt.Fprintf(&b, "           %d errors of this host about packets that began no connection passed: the kernel does not queue them\n", n)
+	}
+	if n := st.Flows.Remarked; n > 0 {
+		fmt.Fprintf(&b, "           %d packets came up though their flow is decided: somebody overwrites connection marks\n", n)
+	}
 	fmt.Fprintf(&b, "policy     %d evaluations, %d errors, %d of them over budget; %d compared with OPA, %d differed\n",
 		st.Policy.Evaluations, st.Policy.Errors, st.Policy.Overruns, st.Policy.Compared, st.Policy.Mismatches)
 	for _, place := range slices.Sorted(maps.Keys(st.Policy.ErrorsAt)) {

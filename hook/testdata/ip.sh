@@ -15,9 +15,9 @@ set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
 
-# call PROGRAM TABLE HOOK CHAIN
+# call PROGRAM TABLE HOOK CHAIN -A|-I
 call() {
-	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" "$5" "$3" -j "$4"
 }
 
 # uncall PROGRAM TABLE HOOK CHAIN
@@ -38,7 +38,7 @@ install() {
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 1:2
 COMMIT
 RULES
-	call "$ipv4" security INPUT verdictd-input
+	call "$ipv4" security INPUT verdictd-input -A
 }
 
 remove() {

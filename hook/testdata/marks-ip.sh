@@ -17,9 +17,9 @@ set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
 
-# call PROGRAM TABLE HOOK CHAIN
+# call PROGRAM TABLE HOOK CHAIN -A|-I
 call() {
-	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" "$5" "$3" -j "$4"
 }
 
 # uncall PROGRAM TABLE HOOK CHAIN
@@ -35,10 +35,13 @@ install() {
 	"$ipv4-restore" -w --noflush <<'RULES'
 *mangle
 :verdictd-clean-prerouting - [0:0]
--A verdictd-clean-prerouting -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xf0000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x10000/0xf0000 -j MARK --set-xmark 0/0xf0000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x20000/0xf0000 -j MARK --set-xmark 0/0xf0000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x30000/0xf0000 -j MARK --set-xmark 0/0xf0000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x40000/0xf0000 -j MARK --set-xmark 0/0xf0000
 COMMIT
 RULES
-	call "$ipv4" mangle PREROUTING verdictd-clean-prerouting
+	call "$ipv4" mangle PREROUTING verdictd-clean-prerouting -A
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-accept - [0:0]
@@ -59,7 +62,7 @@ RULES
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv4" security INPUT verdictd-input
+	call "$ipv4" security INPUT verdictd-input -A
 }
 
 remove() {

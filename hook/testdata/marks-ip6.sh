@@ -17,9 +17,9 @@ set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
 
-# call PROGRAM TABLE HOOK CHAIN
+# call PROGRAM TABLE HOOK CHAIN -A|-I
 call() {
-	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" "$5" "$3" -j "$4"
 }
 
 # uncall PROGRAM TABLE HOOK CHAIN
@@ -35,10 +35,13 @@ install() {
 	"$ipv6-restore" -w --noflush <<'RULES'
 *raw
 :verdictd-clean-prerouting - [0:0]
--A verdictd-clean-prerouting -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xf0000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x10000/0xf0000 -j MARK --set-xmark 0/0xf0000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x20000/0xf0000 -j MARK --set-xmark 0/0xf0000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x30000/0xf0000 -j MARK --set-xmark 0/0xf0000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x40000/0xf0000 -j MARK --set-xmark 0/0xf0000
 COMMIT
 RULES
-	call "$ipv6" raw PREROUTING verdictd-clean-prerouting
+	call "$ipv6" raw PREROUTING verdictd-clean-prerouting -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *mangle
 :verdictd-accept - [0:0]
@@ -49,7 +52,8 @@ RULES
 	"$ipv6-restore" -w --noflush <<'RULES'
 *mangle
 :verdictd-prerouting - [0:0]
--A verdictd-prerouting -m comment --comment "loopback" -i lo -j RETURN
+-A verdictd-prerouting -m comment --comment "loopback" -i lo -m conntrack ! --ctstate DNAT -j RETURN
+-A verdictd-prerouting -m comment --comment "loopback" -i lo -m addrtype --dst-type LOCAL -j RETURN
 -A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
 -A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
 -A verdictd-prerouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
@@ -64,7 +68,7 @@ RULES
 -A verdictd-prerouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv6" mangle PREROUTING verdictd-prerouting
+	call "$ipv6" mangle PREROUTING verdictd-prerouting -A
 }
 
 remove() {

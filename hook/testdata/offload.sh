@@ -12,14 +12,18 @@
 # Start verdictd run with --offload on. REJECT works in table filter
 # only, so here what the policy rejects is dropped.
 # An accepted packet skips the rules after the call in the same table.
+# Broadcast and multicast that a bridge sends on (br_netfilter) is lost: its
+# copies share a connection, and the kernel does not queue those. Where that is
+# wanted, keep them from conntrack: iptables -t raw -I PREROUTING -i BRIDGE
+# -m pkttype ! --pkt-type unicast -j CT --notrack; ip6tables likewise.
 # Removing the rules may drop packets that still wait in a queue.
 set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
 
-# call PROGRAM TABLE HOOK CHAIN
+# call PROGRAM TABLE HOOK CHAIN -A|-I
 call() {
-	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" "$5" "$3" -j "$4"
 }
 
 # uncall PROGRAM TABLE HOOK CHAIN
@@ -35,17 +39,33 @@ install() {
 	"$ipv4-restore" -w --noflush <<'RULES'
 *mangle
 :verdictd-clean-prerouting - [0:0]
--A verdictd-clean-prerouting -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x1000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x2000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x3000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x4000000/0xff000000 -j MARK --set-xmark 0/0xff000000
 COMMIT
 RULES
-	call "$ipv4" mangle PREROUTING verdictd-clean-prerouting
+	call "$ipv4" mangle PREROUTING verdictd-clean-prerouting -A
+	"$ipv4-restore" -w --noflush <<'RULES'
+*filter
+:verdictd-clean-output - [0:0]
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x1000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x2000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x3000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x4000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+COMMIT
+RULES
+	call "$ipv4" filter OUTPUT verdictd-clean-output -I
 	"$ipv4-restore" -w --noflush <<'RULES'
 *mangle
-:verdictd-clean-output - [0:0]
--A verdictd-clean-output -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff000000
+:verdictd-clean-postrouting - [0:0]
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x1000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x2000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x3000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x4000000/0xff000000 -j MARK --set-xmark 0/0xff000000
 COMMIT
 RULES
-	call "$ipv4" mangle OUTPUT verdictd-clean-output
+	call "$ipv4" mangle POSTROUTING verdictd-clean-postrouting -I
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-accept - [0:0]
@@ -67,7 +87,7 @@ RULES
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv4" security INPUT verdictd-input
+	call "$ipv4" security INPUT verdictd-input -A
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-forward - [0:0]
@@ -81,12 +101,14 @@ RULES
 -A verdictd-forward -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv4" security FORWARD verdictd-forward
+	call "$ipv4" security FORWARD verdictd-forward -A
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
--A verdictd-output -m comment --comment "loopback" -o lo -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m conntrack ! --ctstate DNAT -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m addrtype --dst-type LOCAL -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-output -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A verdictd-output -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
 -A verdictd-output -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
 -A verdictd-output -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
@@ -96,21 +118,37 @@ RULES
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv4" security OUTPUT verdictd-output
+	call "$ipv4" security OUTPUT verdictd-output -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *mangle
 :verdictd-clean-prerouting - [0:0]
--A verdictd-clean-prerouting -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x1000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x2000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x3000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-prerouting -m comment --comment "a value of verdictd's" -m mark --mark 0x4000000/0xff000000 -j MARK --set-xmark 0/0xff000000
 COMMIT
 RULES
-	call "$ipv6" mangle PREROUTING verdictd-clean-prerouting
+	call "$ipv6" mangle PREROUTING verdictd-clean-prerouting -A
+	"$ipv6-restore" -w --noflush <<'RULES'
+*filter
+:verdictd-clean-output - [0:0]
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x1000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x2000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x3000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x4000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+COMMIT
+RULES
+	call "$ipv6" filter OUTPUT verdictd-clean-output -I
 	"$ipv6-restore" -w --noflush <<'RULES'
 *mangle
-:verdictd-clean-output - [0:0]
--A verdictd-clean-output -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff000000
+:verdictd-clean-postrouting - [0:0]
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x1000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x2000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x3000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x4000000/0xff000000 -j MARK --set-xmark 0/0xff000000
 COMMIT
 RULES
-	call "$ipv6" mangle OUTPUT verdictd-clean-output
+	call "$ipv6" mangle POSTROUTING verdictd-clean-postrouting -I
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :verdictd-accept - [0:0]
@@ -137,10 +175,15 @@ RULES
 -A verdictd-input -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv6" security INPUT verdictd-input
+	call "$ipv6" security INPUT verdictd-input -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :verdictd-forward - [0:0]
+-A verdictd-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
+-A verdictd-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
+-A verdictd-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
+-A verdictd-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
+-A verdictd-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-forward -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A verdictd-forward -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
 -A verdictd-forward -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
@@ -151,17 +194,19 @@ RULES
 -A verdictd-forward -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv6" security FORWARD verdictd-forward
+	call "$ipv6" security FORWARD verdictd-forward -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
--A verdictd-output -m comment --comment "loopback" -o lo -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m conntrack ! --ctstate DNAT -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m addrtype --dst-type LOCAL -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-output -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A verdictd-output -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
 -A verdictd-output -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
 -A verdictd-output -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
@@ -171,7 +216,7 @@ RULES
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv6" security OUTPUT verdictd-output
+	call "$ipv6" security OUTPUT verdictd-output -A
 }
 
 remove() {
@@ -179,13 +224,15 @@ remove() {
 	uncall "$ipv6" security FORWARD verdictd-forward
 	uncall "$ipv6" security INPUT verdictd-input
 	uncall "$ipv6" security none verdictd-accept
-	uncall "$ipv6" mangle OUTPUT verdictd-clean-output
+	uncall "$ipv6" mangle POSTROUTING verdictd-clean-postrouting
+	uncall "$ipv6" filter OUTPUT verdictd-clean-output
 	uncall "$ipv6" mangle PREROUTING verdictd-clean-prerouting
 	uncall "$ipv4" security OUTPUT verdictd-output
 	uncall "$ipv4" security FORWARD verdictd-forward
 	uncall "$ipv4" security INPUT verdictd-input
 	uncall "$ipv4" security none verdictd-accept
-	uncall "$ipv4" mangle OUTPUT verdictd-clean-output
+	uncall "$ipv4" mangle POSTROUTING verdictd-clean-postrouting
+	uncall "$ipv4" filter OUTPUT verdictd-clean-output
 	uncall "$ipv4" mangle PREROUTING verdictd-clean-prerouting
 }
 

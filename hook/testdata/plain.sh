@@ -15,9 +15,9 @@ set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
 
-# call PROGRAM TABLE HOOK CHAIN
+# call PROGRAM TABLE HOOK CHAIN -A|-I
 call() {
-	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" "$5" "$3" -j "$4"
 }
 
 # uncall PROGRAM TABLE HOOK CHAIN
@@ -33,26 +33,30 @@ install() {
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
--A verdictd-output -m comment --comment "loopback" -o lo -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m conntrack ! --ctstate DNAT -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m addrtype --dst-type LOCAL -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-output -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv4" security OUTPUT verdictd-output
+	call "$ipv4" security OUTPUT verdictd-output -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
--A verdictd-output -m comment --comment "loopback" -o lo -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m conntrack ! --ctstate DNAT -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m addrtype --dst-type LOCAL -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-output -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv6" security OUTPUT verdictd-output
+	call "$ipv6" security OUTPUT verdictd-output -A
 }
 
 remove() {

@@ -10,14 +10,18 @@
 # what your filter rules drop does not come up, what they accept does.
 # (Prerouting and postrouting have no such table: there it is mangle.)
 # An accepted packet skips the rules after the call in the same table.
+# Broadcast and multicast that a bridge sends on (br_netfilter) is lost: its
+# copies share a connection, and the kernel does not queue those. Where that is
+# wanted, keep them from conntrack: iptables -t raw -I PREROUTING -i BRIDGE
+# -m pkttype ! --pkt-type unicast -j CT --notrack; ip6tables likewise.
 # Removing the rules may drop packets that still wait in a queue.
 set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
 
-# call PROGRAM TABLE HOOK CHAIN
+# call PROGRAM TABLE HOOK CHAIN -A|-I
 call() {
-	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" "$5" "$3" -j "$4"
 }
 
 # uncall PROGRAM TABLE HOOK CHAIN
@@ -38,7 +42,7 @@ install() {
 -A fw-2-input -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
 COMMIT
 RULES
-	call "$ipv4" security INPUT fw-2-input
+	call "$ipv4" security INPUT fw-2-input -A
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :fw-2-forward - [0:0]
@@ -46,17 +50,18 @@ RULES
 -A fw-2-forward -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
 COMMIT
 RULES
-	call "$ipv4" security FORWARD fw-2-forward
+	call "$ipv4" security FORWARD fw-2-forward -A
 	"$ipv4-restore" -w --noflush <<'RULES'
 *mangle
 :fw-2-postrouting - [0:0]
 -A fw-2-postrouting -m comment --comment "loopback" -o lo -j RETURN
 -A fw-2-postrouting -m comment --comment "verdictd's own packets" -m mark --mark 0x500/0xff00 -j RETURN
 -A fw-2-postrouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A fw-2-postrouting -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A fw-2-postrouting -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
 COMMIT
 RULES
-	call "$ipv4" mangle POSTROUTING fw-2-postrouting
+	call "$ipv4" mangle POSTROUTING fw-2-postrouting -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :fw-2-input - [0:0]
@@ -70,15 +75,20 @@ RULES
 -A fw-2-input -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
 COMMIT
 RULES
-	call "$ipv6" security INPUT fw-2-input
+	call "$ipv6" security INPUT fw-2-input -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :fw-2-forward - [0:0]
+-A fw-2-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
+-A fw-2-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
+-A fw-2-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
+-A fw-2-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
+-A fw-2-forward -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A fw-2-forward -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
 -A fw-2-forward -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
 COMMIT
 RULES
-	call "$ipv6" security FORWARD fw-2-forward
+	call "$ipv6" security FORWARD fw-2-forward -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *mangle
 :fw-2-postrouting - [0:0]
@@ -90,10 +100,11 @@ RULES
 -A fw-2-postrouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
 -A fw-2-postrouting -m comment --comment "neighbour discovery" -p icmpv6 -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
 -A fw-2-postrouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A fw-2-postrouting -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A fw-2-postrouting -m comment --comment "to verdictd" -j NFQUEUE --queue-balance 4:7 --queue-bypass --queue-cpu-fanout
 COMMIT
 RULES
-	call "$ipv6" mangle POSTROUTING fw-2-postrouting
+	call "$ipv6" mangle POSTROUTING fw-2-postrouting -A
 }
 
 remove() {

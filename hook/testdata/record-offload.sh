@@ -18,9 +18,9 @@ set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
 
-# call PROGRAM TABLE HOOK CHAIN
+# call PROGRAM TABLE HOOK CHAIN -A|-I
 call() {
-	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" "$5" "$3" -j "$4"
 }
 
 # uncall PROGRAM TABLE HOOK CHAIN
@@ -34,12 +34,25 @@ uncall() {
 
 install() {
 	"$ipv4-restore" -w --noflush <<'RULES'
-*mangle
+*filter
 :verdictd-clean-output - [0:0]
--A verdictd-clean-output -m comment --comment "these bits are verdictd's" -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x1000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x2000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x3000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-output -m comment --comment "a value of verdictd's" -m mark --mark 0x4000000/0xff000000 -j MARK --set-xmark 0/0xff000000
 COMMIT
 RULES
-	call "$ipv4" mangle OUTPUT verdictd-clean-output
+	call "$ipv4" filter OUTPUT verdictd-clean-output -I
+	"$ipv4-restore" -w --noflush <<'RULES'
+*mangle
+:verdictd-clean-postrouting - [0:0]
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x1000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x2000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x3000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+-A verdictd-clean-postrouting -m comment --comment "a value of verdictd's" -m mark --mark 0x4000000/0xff000000 -j MARK --set-xmark 0/0xff000000
+COMMIT
+RULES
+	call "$ipv4" mangle POSTROUTING verdictd-clean-postrouting -I
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-accept - [0:0]
@@ -50,8 +63,10 @@ RULES
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
--A verdictd-output -m comment --comment "loopback" -o lo -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m conntrack ! --ctstate DNAT -j RETURN
+-A verdictd-output -m comment --comment "loopback" -o lo -m addrtype --dst-type LOCAL -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-output -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A verdictd-output -m comment --comment "rejected by verdictd; REJECT works in table filter only" -m mark --mark 0x1000000/0xff000000 -j DROP
 -A verdictd-output -m comment --comment "accepted by verdictd, and the rest of the flow" -m mark --mark 0x4000000/0xff000000 -g verdictd-accept
 -A verdictd-output -m comment --comment "for verdictd: an error about a flow that it accepted" -m connmark --mark 0x4000000/0xff000000 -m conntrack --ctstate RELATED ! --ctstatus EXPECTED -m mark --mark 0/0xff000000 -j MARK --set-xmark 0x3000000/0xff000000
@@ -61,13 +76,14 @@ RULES
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 0
 COMMIT
 RULES
-	call "$ipv4" security OUTPUT verdictd-output
+	call "$ipv4" security OUTPUT verdictd-output -A
 }
 
 remove() {
 	uncall "$ipv4" security OUTPUT verdictd-output
 	uncall "$ipv4" security none verdictd-accept
-	uncall "$ipv4" mangle OUTPUT verdictd-clean-output
+	uncall "$ipv4" mangle POSTROUTING verdictd-clean-postrouting
+	uncall "$ipv4" filter OUTPUT verdictd-clean-output
 }
 
 case ${1:-} in

@@ -15,9 +15,9 @@ set -eu
 ipv4=${IPTABLES:-iptables}
 ipv6=${IP6TABLES:-ip6tables}
 
-# call PROGRAM TABLE HOOK CHAIN
+# call PROGRAM TABLE HOOK CHAIN -A|-I
 call() {
-	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" -A "$3" -j "$4"
+	"$1" -w -t "$2" -C "$3" -j "$4" 2>/dev/null || "$1" -w -t "$2" "$5" "$3" -j "$4"
 }
 
 # uncall PROGRAM TABLE HOOK CHAIN
@@ -34,36 +34,40 @@ install() {
 *mangle
 :verdictd-prerouting - [0:0]
 -A verdictd-prerouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-prerouting -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -i lo -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A verdictd-prerouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 65535
 COMMIT
 RULES
-	call "$ipv4" mangle PREROUTING verdictd-prerouting
+	call "$ipv4" mangle PREROUTING verdictd-prerouting -A
 	"$ipv4-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
 -A verdictd-output -m comment --comment "verdictd's own packets" -m mark --mark 0x5/0xffffffff -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-output -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 65535
 COMMIT
 RULES
-	call "$ipv4" security OUTPUT verdictd-output
+	call "$ipv4" security OUTPUT verdictd-output -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *mangle
 :verdictd-prerouting - [0:0]
 -A verdictd-prerouting -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-prerouting -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -i lo -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A verdictd-prerouting -m comment --comment "to verdictd" -j NFQUEUE --queue-num 65535
 COMMIT
 RULES
-	call "$ipv6" mangle PREROUTING verdictd-prerouting
+	call "$ipv6" mangle PREROUTING verdictd-prerouting -A
 	"$ipv6-restore" -w --noflush <<'RULES'
 *security
 :verdictd-output - [0:0]
 -A verdictd-output -m comment --comment "verdictd's own packets" -m mark --mark 0x5/0xffffffff -j RETURN
 -A verdictd-output -m comment --comment "counts only: reading conntrack makes fragments arrive whole" -m conntrack --ctstate INVALID
+-A verdictd-output -m comment --comment "tells a sender of a packet that began no connection; the kernel would not queue it" -m conntrack --ctstate RELATED ! --ctstatus EXPECTED,CONFIRMED -j RETURN
 -A verdictd-output -m comment --comment "to verdictd" -j NFQUEUE --queue-num 65535
 COMMIT
 RULES
-	call "$ipv6" security OUTPUT verdictd-output
+	call "$ipv6" security OUTPUT verdictd-output -A
 }
 
 remove() {

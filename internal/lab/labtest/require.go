@@ -37,6 +37,8 @@ const (
 	Connector   Cap = "process connector (CONFIG_PROC_EVENTS)"
 	Cgroup2     Cap = "control groups version 2, writable"
 	InitialPIDs Cap = "initial pid namespace"
+
+	BridgeNetfilter Cap = "netfilter at bridges (br_netfilter)"
 )
 
 // env is the environment variable, required its value, that forbids skips.

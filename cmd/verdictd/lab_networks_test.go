@@ -1,0 +1,289 @@
+package main_test
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/verdictd/verdictd/internal/lab"
+	"github.com/verdictd/verdictd/internal/lab/labtest"
+)
+
+const dropAll = `package verdictd
+
+decision := {"verdict": "drop", "rule": "nothing-leaves"}
+`
+
+// nft runs a script of nft in the namespace.
+func nft(t *testing.T, ns *lab.Namespace, script string) string {
+	t.Helper()
+	return labtest.Output(t, ns, "nft", script)
+}
+
+// ip runs ip in the namespace.
+func ip(t *testing.T, ns *lab.Namespace, args string) {
+	t.Helper()
+	labtest.Output(t, ns, "ip", strings.Fields(args)...)
+}
+
+// TestLabLoopbackNAT sends to addresses of this host that a NAT turns elsewhere:
+// at OUTPUT the kernel's interface is lo. What leaves is judged; what a NAT keeps
+// here passes by the queue, as all else over lo.
+func TestLabLoopbackNAT(t *testing.T) {
+	setup(t, labtest.NFTBinary)
+	for _, printed := range []bool{false, true} {
+		lan := labtest.Pair(t)
+		echo(t, lan.Server, echoPort)
+		echo(t, lan.Client, echoPort)
+		nft(t, lan.Client, `add table inet n { chain o { type nat hook output priority -100;
+			ip daddr 10.99.0.1 th dport 8080 meta l4proto { tcp, udp } dnat ip to 10.99.0.2:7001;
+			ip6 daddr fd99::1 th dport 8080 meta l4proto { tcp, udp } dnat ip6 to [fd99::2]:7001;
+			th dport 8081 meta l4proto { tcp, udp } redirect to :7001; }; }`)
+		args := []string{"--hook", "output"}
+		if printed {
+			args = nil
+		}
+		d := startDaemon(t, lan.Client, dropAll, args...)
+		if printed {
+			printedRules(t, lan.Client, "--hook", "output")
+		}
+		for _, proto := range []lab.Proto{lab.TCP, lab.UDP} {
+			for _, tt := range []struct {
+				to    string
+				stays bool
+			}{
+				{"10.99.0.2:7001", false}, {"10.99.0.1:8080", false}, {"[fd99::1]:8080", false},
+				{"10.99.0.1:7001", true}, {"127.0.0.1:8081", true}, {"[::1]:8081", true}, {"[fd99::1]:7001", true},
+			} {
+				got, err := lan.Client.Probe(lab.Probe{Proto: proto, To: netip.MustParseAddrPort(tt.to), Timeout: silence})
+				if err != nil || (got == lab.Answered) != tt.stays {
+					t.Errorf("printed %t: %s to %s: got %s, error %v; answered: want %t", printed, proto, tt.to, got, err, tt.stays)
+				}
+			}
+		}
+		d.Stop()
+	}
+}
+
+// TestLabKernelErrors sends packets that the router cannot forward. Its messages
+// carry a connection that was never confirmed, which the kernel does not queue.
+func TestLabKernelErrors(t *testing.T) {
+	setup(t)
+	lan := labtest.Router(t)
+	ip(t, lan.Router, "route add unreachable 10.99.9.0/24")
+	ip(t, lan.Router, "route add unreachable fd99:9::/64")
+	d := observe(t, lan.Router, acceptAll, "--hook", "output")
+	isError := func(p []byte) bool {
+		return p[0]>>4 == 4 && p[9] == 1 && (p[20] == 3 || p[20] == 11) || p[0]>>4 == 6 && p[6] == 58 && (p[40] == 1 || p[40] == 3)
+	}
+	got := capture(t, lan.Client, isError)
+	sent := 0
+	for _, tt := range [][3]string{{client4, server4, "10.99.9.9"}, {client6, server6, "fd99:9::9"}} {
+		for port, dst := range tt[1:] {
+			p, err := lab.UDPPacket(to(tt[0], uint16(40000+port)), to(dst, 9), []byte("probe"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if dst == tt[1] {
+				p[map[byte]int{4: 8, 6: 7}[p[0]>>4]] = 1 // TTL or hop limit; a raw socket fills in the checksum
+			}
+			if _, err := lan.Client.SendIP(p); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+	}
+	if n := got.Wait(sent, wait); n != sent {
+		t.Errorf("got %d of %d messages of the router", n, sent)
+	}
+	if l := d.books(0); l.Total.Unexplained != 0 {
+		t.Errorf("got %d packets unexplained", l.Total.Unexplained)
+	}
+}
+
+// TestLabBridge sends a broadcast to two ports of a bridge, whose copies share a
+// connection, and makes neighbours find each other across it.
+func TestLabBridge(t *testing.T) {
+	setup(t)
+	sw := namespace(t, "switch")
+	ip(t, sw, "link add br0 type bridge mcast_snooping 0")
+	ip(t, sw, "link set br0 up")
+	for _, family := range []string{"iptables", "ip6tables"} {
+		if err := sw.Sysctl("net/bridge/bridge-nf-call-"+family, "1"); err != nil {
+			labtest.Lacks(t, labtest.BridgeNetfilter, err)
+		}
+	}
+	var hosts []*lab.Namespace
+	for i := 1; i <= 3; i++ {
+		host, port := namespace(t, fmt.Sprintf("host%d", i)), fmt.Sprintf("port%d", i)
+		cfg := lab.LinkConfig{NameA: port, AddrsB: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.99.5.%d/24", i)), netip.MustParsePrefix(fmt.Sprintf("fd99:5::%d/64", i))}}
+		if err := lab.Link(sw, host, cfg); err != nil {
+			t.Fatal(err)
+		}
+		ip(t, sw, "link set "+port+" master br0")
+		hosts = append(hosts, host)
+	}
+	d := observe(t, sw, portsPolicy, "--hook", "forward")
+	const count = 10
+	sinks := []*lab.Sink{sink(t, hosts[1], sinkPort), sink(t, hosts[2], sinkPort)}
+	for i := range uint32(count) { // a flow each
+		flood(t, hosts[0], lab.Flood{To: to("10.99.5.255", sinkPort), Count: 1, First: i})
+	}
+	for _, s := range sinks {
+		if got := s.Wait(count, wait); got.Distinct != count {
+			t.Errorf("%s: got %d of %d broadcasts", s.Addr(), got.Distinct, count)
+		}
+	}
+	echo(t, hosts[1], echoPort)
+	for _, addr := range []string{"10.99.5.2", "fd99:5::2"} {
+		got, err := hosts[0].Probe(lab.Probe{Proto: lab.TCP, To: to(addr, echoPort), Timeout: 3 * time.Second})
+		if err != nil || got != lab.Answered {
+			t.Errorf("%s: got %s, error %v, want %s", addr, got, err, lab.Answered)
+		}
+	}
+	if l := d.books(0); l.Total.Unexplained != 0 {
+		t.Errorf("got %d packets unexplained", l.Total.Unexplained)
+	}
+}
+
+// vpnMark has bits of verdictd's default mask: Mullvad's.
+const vpnMark = 0x6d6f6c65
+
+// TestLabForeignMark lets a program mark its packets with a whole word that
+// decides their route, as VPNs do: the mark stays, and so does the route.
+func TestLabForeignMark(t *testing.T) {
+	setup(t)
+	for _, offload := range []string{"on", "off"} {
+		lan := labtest.Pair(t)
+		echo(t, lan.Server, echoPort)
+		for _, family := range []string{"-4", "-6"} {
+			ip(t, lan.Client, family+" rule add not fwmark "+fmt.Sprint(vpnMark)+" lookup 99")
+			ip(t, lan.Client, family+" route add unreachable default table 99")
+		}
+		d := startDaemon(t, lan.Client, acceptAll, "--hook", "output,input", "--offload", offload)
+		for _, addr := range []string{"10.99.0.2", "fd99::2"} {
+			for mark, want := range map[int]bool{vpnMark: true, vpnMark ^ 1: false} {
+				if got := asks(t, lan.Client, addr, mark); got != want {
+					t.Errorf("offload %s: %s with mark %#x: answered %t, want %t", offload, addr, mark, got, want)
+				}
+			}
+		}
+		d.Stop()
+	}
+}
+
+// asks says whether the echo server answers datagrams with a packet mark.
+func asks(t *testing.T, ns *lab.Namespace, addr string, mark int) bool {
+	t.Helper()
+	answer := make([]byte, 8)
+	err := ns.Do(func() error {
+		dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+			failed := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark) })
+			if failed != nil {
+				return failed
+			}
+			return err
+		}}
+		c, err := dialer.DialContext(t.Context(), "udp", to(addr, echoPort).String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for range 3 { // later packets of an accepted flow too
+			if _, err := c.Write([]byte("question")); err != nil {
+				return err
+			}
+			if err := c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+				return err
+			}
+			if _, err := c.Read(answer); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err == nil && bytes.Equal(answer, []byte("question"))
+}
+
+// TestLabAnswerKeepsRoute lets a server with two ways to its client answer by the
+// interface that the question came by (IP_PKTINFO), though the other is better.
+// A mark that changes in the queue would make the kernel route the answer anew.
+func TestLabAnswerKeepsRoute(t *testing.T) {
+	setup(t)
+	lan := labtest.Pair(t)
+	second := lab.LinkConfig{NameA: "eth1", NameB: "eth1", AddrsA: []netip.Prefix{netip.MustParsePrefix("10.99.7.1/24")}, AddrsB: []netip.Prefix{netip.MustParsePrefix("10.99.7.2/24")}}
+	if err := lab.Link(lan.Client, lan.Server, second); err != nil {
+		t.Fatal(err)
+	}
+	for _, ns := range []*lab.Namespace{lan.Client, lan.Server} {
+		for _, name := range []string{"all", "eth0", "eth1"} {
+			if err := ns.Sysctl("net/ipv4/conf/"+name+"/rp_filter", "0"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ip(t, lan.Client, "addr add 10.99.8.1/32 dev lo")
+	ip(t, lan.Server, "route add 10.99.8.0/24 via 10.99.0.1 metric 10")
+	ip(t, lan.Server, "route add 10.99.8.0/24 via 10.99.7.1 metric 20")
+	answerByInterface(t, lan.Server, echoPort)
+	// Not final for a UDP socket: each answer goes to the queue, and comes from it.
+	policy := strings.Replace(acceptAll, `"rule": "open"}`, `"rule": "open"} if not input.uid == 77`, 1)
+	d := startDaemon(t, lan.Server, policy, "--hook", "output,input")
+	wrong := capture(t, lan.Client, func(p []byte) bool { return isTo(p, "10.99.8.1") }) // comes by eth0
+	for range 5 {
+		got, err := lan.Client.Probe(lab.Probe{Proto: lab.UDP, From: to("10.99.8.1", 0), To: to("10.99.7.2", echoPort)})
+		if err != nil || got != lab.Answered {
+			t.Errorf("got %s, error %v, want %s", got, err, lab.Answered)
+		}
+	}
+	if n, _ := wrong.Packets(); n > 0 {
+		t.Errorf("got %d answers by the better route, want none", n)
+	}
+	if s := d.finish(); s.packets < 10 {
+		t.Errorf("got %d packets in the queue, want questions and answers", s.packets)
+	}
+}
+
+// answerByInterface echoes datagrams by the interface that they came by.
+func answerByInterface(t *testing.T, ns *lab.Namespace, port uint16) {
+	t.Helper()
+	var conn *net.UDPConn
+	err := ns.Do(func() (err error) {
+		conn, err = net.ListenUDP("udp4", &net.UDPAddr{Port: int(port)})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1) }); err != nil || failed != nil {
+		t.Fatal(err, failed)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { conn.Close(); <-done })
+	go func() {
+		defer close(done)
+		data, oob := make([]byte, 64), make([]byte, 64)
+		for {
+			n, control, _, from, err := conn.ReadMsgUDP(data, oob)
+			if err != nil {
+				return
+			}
+			clear(oob[20:28]) // ipi_spec_dst and ipi_addr: only the interface counts
+			if _, _, err := conn.WriteMsgUDP(data[:n], oob[:control], from); err != nil {
+				return
+			}
+		}
+	}()
+}
