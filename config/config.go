@@ -20,6 +20,7 @@ import (
 type Config struct {
 	Queues        Queues `yaml:"queue"`    // default: 0
 	Policy        string `yaml:"policy"`   // default: accept and record everything
+	Strict        bool   `yaml:"strict"`   // refuse a policy that check warns of
 	Mode          string `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
 	Fail          string `yaml:"fail"`     // open, closed; default: closed in enforce mode
 	Hook          string `yaml:"hook"`     // such as "output,input"; default: the user keeps the rules
@@ -125,7 +126,7 @@ func kindName(t reflect.Type) string {
 }
 
 func knownKeys() string {
-	return "queue, policy, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, attribution, record-pin, spin, " +
+	return "queue, policy, strict, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, attribution, record-pin, spin, " +
 		"engine, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, " +
 		"min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep"
 }

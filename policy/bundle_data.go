@@ -26,6 +26,9 @@ func makeProgram(ctx context.Context, src Source, files []file, old *Policy) (*p
 	if errs = p.conflicts(ctx); len(errs) > 0 {
 		return nil, errs.sorted()
 	}
+	if errs = p.given(); len(errs) > 0 {
+		return nil, errs.sorted()
+	}
 	return &p, nil
 }
 

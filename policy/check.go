@@ -39,6 +39,12 @@ type Report struct {
 	PerPacket []string `json:"per_packet"`
 }
 
+// Refused is the report of a policy that is not well-formed.
+type Refused struct {
+	Policy string `json:"policy"`
+	Errors Errors `json:"errors"`
+}
+
 // CheckConfig says what Check warns of. The zero value is ready to use.
 type CheckConfig struct {
 	MaxScan int // elements that a rule may go through for a packet without a warning; 0 is DefaultMaxScan

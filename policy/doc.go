@@ -7,8 +7,8 @@
 //	decision := {"verdict": "accept", "rule": "https", "log": true, "reason": "...", "mark": 7}
 //	verdict := "accept"
 //
-// The rule decision wins where both are defined. Where neither is, the packet
-// is dropped by rule "default". What a policy may ask is rules.Fields, below
+// Where neither is defined, the packet is dropped by rule "default". A policy
+// whose rules decide in both forms is refused. What a policy may ask is rules.Fields, below
 // input. It may use deterministic builtins only, so that a decision depends on
 // nothing but the fields that Decision.Reads names.
 //

@@ -20,6 +20,16 @@ type Error struct {
 	Col  int    `json:"col,omitempty"`  // from 1, in bytes
 	Msg  string `json:"message"`
 	Hint string `json:"hint,omitempty"` // what to do about it; may be empty
+
+	// Code names the kind of mistake for programs, where there is a name: see
+	// verdictd check --help.
+	Code string `json:"code,omitempty"`
+}
+
+// coded gives the error a code.
+func (e *Error) coded(code string) *Error {
+	e.Code = code
+	return e
 }
 
 // Error returns "file:line:col: message (hint)".

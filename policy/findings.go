@@ -3,7 +3,6 @@ package policy
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -26,12 +25,12 @@ func (p *program) findings(ctx context.Context, cfg CheckConfig) (found, notes E
 		cfg.ProbeTime = 2 * time.Second
 	}
 	for _, name := range sortedKeys(p.live) {
-		found = append(found, p.impossible(p.live[name])...)
 		found = append(found, p.scans(p.compiler.Modules[name], cfg.MaxScan)...)
 	}
 	for _, name := range sortedKeys(p.modules) {
 		found = append(found, p.testInputs(p.modules[name])...)
 	}
+	found = append(append(found, p.suspicions...), p.unusedHelpers()...)
 	found = append(found, p.plainFindings()...)
 	analysed, notes, err := p.analyse(ctx, cfg.ProbeTime)
 	for _, e := range analysed {
@@ -56,6 +55,7 @@ func (p *program) analyse(ctx context.Context, limit time.Duration) (found, note
 	conflicts, notes := a.overlaps(links, end)
 	found = p.withoutPlain(neverMatch(links))
 	notes = p.withoutPlain(notes)
+	found = append(found, a.owners()...)
 	holes, complete := a.protocols(ctx, links, end)
 	if !complete {
 		notes = append(notes, fileError(p.name, "decisions are too slow to ask about every protocol", ""))
@@ -67,56 +67,6 @@ func (p *program) analyse(ctx context.Context, limit time.Duration) (found, note
 // verdictd rules check, know more about it.
 func (p *program) withoutPlain(found Errors) Errors {
 	return slices.DeleteFunc(found, func(e *Error) bool { return p.plain != nil && slices.Contains(p.plain.Files, e.File) })
-}
-
-// impossible finds comparisons of a field with constants that the field never
-// has. Those that differ in type are errors of the type checker already, but
-// not within sets.
-func (p *program) impossible(m *ast.Module) Errors {
-	var found Errors
-	ast.WalkExprs(m, func(e *ast.Expr) bool {
-		field, constants := p.comparison(e)
-		for _, c := range constants {
-			if why, hint := never(field, c.Value); why != "" {
-				found = append(found, errorAt(c.Location, fmt.Sprintf("input.%s is never %s: %s", field.Path, c.Value, why), hint))
-			}
-		}
-		return false
-	})
-	return found
-}
-
-// comparison returns the field that e tests for equality or membership, and
-// the constants it is compared with.
-func (p *program) comparison(e *ast.Expr) (*rules.Field, []*ast.Term) {
-	if !e.IsCall() || len(e.Operands()) != 2 {
-		return nil, nil
-	}
-	left, right := e.Operand(0), e.Operand(1)
-	switch e.Operator().String() {
-	case ast.Equal.Name, ast.Equality.Name:
-		if field := p.field(right); field != nil {
-			left, right = right, left
-		}
-		if field := p.field(left); field != nil && ast.IsScalar(right.Value) {
-			return field, []*ast.Term{right}
-		}
-	case ast.Member.Name:
-		field := p.field(left)
-		if set, ok := right.Value.(ast.Set); ok && field != nil {
-			return field, scalars(set.Slice())
-		}
-		if list, ok := right.Value.(*ast.Array); ok && field != nil {
-			all := make([]*ast.Term, 0, list.Len())
-			list.Foreach(func(t *ast.Term) { all = append(all, t) })
-			return field, scalars(all)
-		}
-	}
-	return nil, nil
-}
-
-func scalars(terms []*ast.Term) []*ast.Term {
-	return slices.DeleteFunc(slices.Clone(terms), func(t *ast.Term) bool { return !ast.IsScalar(t.Value) })
 }
 
 // field returns the field that t refers to, or nil.
@@ -131,53 +81,6 @@ func (p *program) field(t *ast.Term) *rules.Field {
 		return nil
 	}
 	return &p.fields[i]
-}
-
-// never returns why field cannot have the value v, or "" if it can.
-func never(field *rules.Field, v ast.Value) (why, hint string) {
-	switch field.Kind {
-	case rules.Int:
-		n, ok := v.(ast.Number)
-		if !ok {
-			return "it is a number", "write numbers such as ports without quotes"
-		}
-		if i, ok := n.Int64(); !ok || i < 0 || i > field.Max {
-			return fmt.Sprintf("it goes from 0 to %d", field.Max), ""
-		}
-	case rules.Bool:
-		if _, ok := v.(ast.Boolean); !ok {
-			return "it is true or false", ""
-		}
-	case rules.String:
-		s, ok := v.(ast.String)
-		if !ok {
-			return "it is a string", ""
-		}
-		if field.Enum != nil && !slices.Contains(field.Enum, string(s)) {
-			return "it is one of " + strings.Join(field.Enum, ", "), ""
-		}
-	case rules.Addr:
-		return notAddress(v)
-	}
-	return "", ""
-}
-
-func notAddress(v ast.Value) (why, hint string) {
-	s, ok := v.(ast.String)
-	if !ok {
-		return "it is an address, a string", ""
-	}
-	if _, err := netip.ParsePrefix(string(s)); err == nil {
-		return "it is an address, not a network", "use net.cidr_contains(" + v.String() + ", ...)"
-	}
-	addr, err := netip.ParseAddr(string(s))
-	if err != nil {
-		return "that is no IP address", ""
-	}
-	if canonical := addr.Unmap().WithZone("").String(); canonical != string(s) {
-		return "addresses are compared in their canonical form", fmt.Sprintf("write %q", canonical)
-	}
-	return "", ""
 }
 
 // scans finds references of a compiled module that go through every element of

@@ -20,6 +20,8 @@ const (
 type analyst struct {
 	p   *program
 	run *Explainer // of the same program
+
+	always *rules.FieldSet // what every packet has, once it is asked for
 }
 
 // env are the values of a rule's local variables, as far as they are known.
@@ -41,7 +43,7 @@ func (a *analyst) body(body ast.Body, vars env, depth int) []region {
 func product(a, b []region) []region {
 	if len(a)*len(b) > maxRegions {
 		for i := range a {
-			a[i].exact = false
+			a[i].exact, a[i].negated = false, nil
 		}
 		return a
 	}
@@ -68,7 +70,12 @@ func product(a, b []region) []region {
 func (a *analyst) unknown(e *ast.Expr, vars env) []region {
 	r := everything()
 	r.exact = false
-	if e.Negated || e.IsEvery() || len(e.With) > 0 {
+	if e.Negated {
+		r.negated = a.negation(e, vars)
+		return []region{r}
+	}
+	r.maybe = a.mentions(e)
+	if e.IsEvery() || len(e.With) > 0 {
 		return []region{r}
 	}
 	for _, t := range terms(e) {

@@ -270,7 +270,6 @@ func (p *prober) names(a *attempt, proto uint8, fragment bool) bool {
 // names returns whether the rule's conditions leave few protocols, this one
 // among them, or fragments alone.
 func (l *link) names(proto uint8, fragment bool) bool {
-	const few = 32
 	for i := range l.regions {
 		r := &l.regions[i]
 		if r.clash != nil {
@@ -287,7 +286,7 @@ func (l *link) names(proto uint8, fragment bool) bool {
 			count += s.high - s.low + 1
 			in = in || s.low <= int64(proto) && int64(proto) <= s.high
 		}
-		if in && count <= few {
+		if in && count <= maxNamed {
 			return true
 		}
 	}

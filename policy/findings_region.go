@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/verdictd/verdictd/rules"
 )
 
 // span is a range of numbers, both ends included.
@@ -28,6 +30,11 @@ type region struct {
 	fields map[string]domain
 	exact  bool
 
+	// negated are conditions with not, and maybe the fields that may be present
+	// because of conditions that are not understood.
+	negated []negation
+	maybe   rules.FieldSet
+
 	// clash is why the region is empty: two conditions that contradict each
 	// other, or one that contradicts itself. Nil if the region is not empty.
 	clash *clash
@@ -43,6 +50,9 @@ func (r region) meet(s region) region {
 	if out.clash == nil {
 		out.clash = s.clash
 	}
+	out.negated = append(slices.Clone(r.negated), s.negated...)
+	out.maybe = r.maybe
+	out.maybe.Union(s.maybe)
 	for name, d := range s.fields {
 		out.limit(name, d)
 	}

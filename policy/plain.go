@@ -91,6 +91,62 @@ func (p *program) parsePlain(f *file) Errors {
 	return nil
 }
 
+// misnamed finds data files that are rules files by what they say, and that no
+// Rego asks as data: their rules would be without effect.
+func (p *program) misnamed() Errors {
+	var found Errors
+	seen := map[string]bool{}
+	for i := range p.files {
+		f := &p.files[i]
+		ext, dir := path.Ext(f.name), path.Dir(f.name)
+		if f.plain || ext != ".yaml" && ext != ".yml" || seen[dir] {
+			continue
+		}
+		seen[dir] = true
+		keys, ref := []*ast.Term{}, ast.Ref{ast.DefaultRootDocument}
+		if dir != "." {
+			for part := range strings.SplitSeq(dir, "/") {
+				keys = append(keys, ast.StringTerm(part))
+			}
+		}
+		keys = append(keys, ast.StringTerm("rules"))
+		list, err := p.data.Find(append(ref, keys...)[1:])
+		if err != nil || !rulesLike(list) || p.asksFor(append(ref, keys...)) {
+			continue
+		}
+		e := p.dataPlace(keys)
+		e.Msg = "these are rules, but the rules file of a policy is rules.yaml, so they are data and decide nothing"
+		e.Hint = "rename the file to rules.yaml, or name it there, below include"
+		found = append(found, e.coded("not-rules"))
+	}
+	return found
+}
+
+// rulesLike returns whether v is a list of rules as rules files have it.
+func rulesLike(v ast.Value) bool {
+	list, ok := v.(*ast.Array)
+	return ok && list.Len() > 0 && list.Iter(func(t *ast.Term) error {
+		rule, ok := t.Value.(ast.Object)
+		if !ok || rule.Get(ast.StringTerm("name")) == nil || rule.Get(ast.StringTerm("verdict")) == nil {
+			return errors.New("no rule")
+		}
+		return nil
+	}) == nil
+}
+
+// asksFor returns whether a module asks for what is at ref, or above it.
+func (p *program) asksFor(ref ast.Ref) bool {
+	found := false
+	for _, m := range p.modules {
+		ast.WalkRefs(m, func(r ast.Ref) bool {
+			prefix := r.GroundPrefix()
+			found = found || len(prefix) > 1 && (prefix.HasPrefix(ref) || ref.HasPrefix(prefix))
+			return false
+		})
+	}
+	return found
+}
+
 // relocate puts the places lines, of each line of a module's text, in place of
 // the module's own.
 func relocate(m *ast.Module, lines []rules.Place) {

@@ -172,6 +172,9 @@ func (o *oracleFile) yaml(r *rand.Rand) string {
 	switch l := &o.last; {
 	case l.verdict == "":
 		l.verdict, l.name = "drop", "default"
+		if len(o.rules) == 0 {
+			b.WriteString("default: drop\n") // else the file would be refused
+		}
 	case l.mark < 0 && l.reason == "" && !l.quiet:
 		fmt.Fprintf(&b, "default: %s\n", l.verdict)
 	default:

@@ -89,6 +89,15 @@ func load(ctx context.Context, src Source, files []file, old *Policy) (*Policy, 
 	if len(errs) > 0 {
 		return nil, errs
 	}
+	if src.Strict {
+		found, _, err := p.findings(ctx, CheckConfig{})
+		if err != nil {
+			return nil, err
+		}
+		if len(found) > 0 {
+			return nil, found
+		}
+	}
 	if !src.SkipTests {
 		results, _, err := p.runTests(ctx)
 		if err != nil {

@@ -34,6 +34,8 @@ type program struct {
 	reads    rules.FieldSet
 
 	hasDecision, hasVerdict bool // which of the two rules live defines
+
+	suspicions Errors // what given found that may be meant
 }
 
 // newProgram checks the policy that files are, which were read from src. Its
@@ -51,6 +53,9 @@ func newProgram(ctx context.Context, src Source, files []file) (*program, Errors
 		}
 	}
 	p.reads = readSet(p.compiler.Modules, p.fields)
+	if errs := p.given(); len(errs) > 0 {
+		return nil, errs.sorted()
+	}
 	return p, nil
 }
 
@@ -99,6 +104,7 @@ func (p *program) parse(context.Context) Errors {
 			p.live[f.shown] = withoutTests(m)
 		}
 	}
+	errs = append(errs, p.misnamed()...)
 	if len(errs) == 0 && len(p.live) == 0 {
 		return Errors{fileError(p.name, "holds no policy", "put a .rego file with package verdictd, or a rules.yaml, there")}
 	}

@@ -66,6 +66,9 @@ type Source struct {
 	// none.
 	Shadow *Shadow
 
+	// Strict refuses a policy that Check warns of.
+	Strict bool
+
 	// SkipTests loads the policy without running its tests.
 	SkipTests bool
 }

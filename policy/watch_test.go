@@ -126,13 +126,15 @@ func directoryCases() []watchCase {
 	return []watchCase{
 		{name: "new file in a directory", path: "d",
 			setup: func(t *testing.T, dir string) {
-				write(t, dir+"/d/p.rego", "package verdictd\n\nverdict := \"accept\" if not data.stop\n")
+				write(t, dir+"/d/p.rego", "package verdictd\n\nverdict := \"accept\" if not object.get(data.flags, \"stop\", false)\n")
+				write(t, dir+"/d/data.json", `{"flags": {}}`)
 			},
-			change: func(t *testing.T, dir string) { write(t, dir+"/d/stop.json", `{"stop": true}`) },
+			change: func(t *testing.T, dir string) { write(t, dir+"/d/stop.json", `{"flags": {"stop": true}}`) },
 			next:   func(t *testing.T, dir string) { must(t, os.Remove(dir+"/d/stop.json")) }},
 		{name: "new subdirectory", path: "d",
 			setup: func(t *testing.T, dir string) {
-				write(t, dir+"/d/p.rego", "package verdictd\n\nverdict := \"accept\" if not data.sub.stop\n")
+				write(t, dir+"/d/p.rego", "package verdictd\n\nverdict := \"accept\" if not object.get(data.sub, \"stop\", false)\n")
+				write(t, dir+"/d/data.json", `{"sub": {}}`)
 			},
 			change: func(t *testing.T, dir string) { write(t, dir+"/d/sub/stop.json", `{"stop": true}`) },
 			next:   func(t *testing.T, dir string) { write(t, dir+"/d/sub/stop.json", `{"stop": false}`) }},

@@ -50,6 +50,9 @@ func (r *Ruleset) Findings() []Finding {
 		a.unreachable(i)
 	}
 	a.overlaps()
+	for i := range r.Rules {
+		a.unsure(&r.Rules[i])
+	}
 	for _, s := range r.sets {
 		if !s.used {
 			a.add(s.place, Warning, "no rule asks for set %s", s.name)

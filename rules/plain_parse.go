@@ -35,6 +35,9 @@ func ParsePlain(name string, read func(name string) ([]byte, error)) (*Ruleset, 
 	for i := range p.pending {
 		p.rule(&p.pending[i])
 	}
+	if len(p.errs) == 0 && len(p.pending) == 0 && p.out.Default.Place.Line == 0 {
+		p.fail(Place{File: name}, `write "rules:" and below it a list of rules; to drop everything, write "default: drop"`, "holds no rules and no default")
+	}
 	if len(p.errs) > 0 {
 		return nil, p.errs
 	}

@@ -161,11 +161,18 @@ func (c *condition) parseName(text string) ([]item, error) {
 		return nil, fmt.Errorf("%q is every name, want a beginning such as eth* or no such condition", text)
 	case name == "":
 		return nil, errors.New("name is empty")
+	case c.paths[0] == HashPath && (len(name) != 64 || strings.Trim(name, "0123456789abcdef") != ""):
+		return nil, fmt.Errorf("%q is no SHA-256, want 64 hexadecimal digits in lower case, as sha256sum FILE prints them", text)
+	case c.kindOfPath() && name[0] != '/':
+		return nil, fmt.Errorf("%q is no path from the root, want one such as /usr/bin/curl (the name alone is comm)", text)
 	case strings.ContainsAny(name, "* \t\r\n"):
 		return nil, fmt.Errorf("%q has a star or a space within, want a name, or a beginning such as eth*", text)
 	}
 	return []item{{name: name, wild: wild}}, nil
 }
+
+// kindOfPath returns whether values are paths of programs.
+func (c *condition) kindOfPath() bool { return strings.HasSuffix(c.paths[0], ".exe") }
 
 func isDigits(s string) bool { return strings.Trim(s, "0123456789") == "" }
 

@@ -13,7 +13,7 @@ import (
 )
 
 func newCheckCommand(e env) *cobra.Command {
-	var asJSON, verbose bool
+	var asJSON, verbose, strict bool
 	var cfg policy.CheckConfig
 	var bundle config.Bundle
 	cmd := &cobra.Command{
@@ -25,9 +25,23 @@ against the schema of the input document (see verdictd schema) and runs its test
 rules. Errors are printed as FILE:LINE:COLUMN: message. A policy that does not
 pass is never loaded by verdictd run.
 
-It warns of what is allowed but hardly meant: conditions that contradict each
-other, rules that an else leaves nothing for, rules that conflict, loops over
-large data, and protocols that get through though no rule names them. With
+A policy is refused too, by check and by run, if it gives what can never match:
+text that is no network in net.cidr_contains, in the policy or its data
+(network); a value that a field never has (value), such as a protocol that does
+not exist (protocol); data.NAME that nobody defines (data-undefined); decision
+and verdict both (two-decisions); rules in a file that is not the rules file
+(not-rules). And if a rule accepts by not input.X == V what has no input.X at all
+(absent): write input.X != V; where packets without input.X are meant, accept them
+in a rule of their own, by not input.X, or name their protocols in the rule.
+
+It warns of what is allowed but hardly meant: an address compared with a network
+(network-compared) or in its place (swapped), not HELPER that holds because a field
+is absent (absent-helper), helpers that nothing asks (unused), rules that trust
+exe, unit or a hash and do not ask for process.source (untrusted-owner), rules that
+deny by a hash, which a new program lacks at first (hash-pending), conditions that
+contradict each other, rules that an else leaves nothing for, rules that conflict,
+loops over large data, and protocols that get through though no rule names them.
+With --strict, or strict: true for verdictd run, warnings are errors. With
 --verbose it also tells where the order of rules decides.
 
 Exit codes: 0 the policy is right; 1 its server cannot be asked; 2 it is not
@@ -36,7 +50,7 @@ right, or a test fails.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var problems []error
 			for _, path := range args {
-				problem, err := checkOne(cmd, e, checkFlags{cfg, &bundle, asJSON, verbose}, path)
+				problem, err := checkOne(cmd, e, checkFlags{cfg, &bundle, asJSON, verbose, strict}, path)
 				if err != nil {
 					return fmt.Errorf("write report: %w", err)
 				}
@@ -47,6 +61,7 @@ right, or a test fails.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "also tell where the order of rules decides")
+	cmd.Flags().BoolVar(&strict, "strict", false, "warnings are errors")
 	cmd.Flags().IntVar(&cfg.MaxScan, "max-scan", policy.DefaultMaxScan, "warn of rules that go through more than `N` elements for a packet")
 	bindBundleFlags(cmd.Flags(), &bundle)
 	return cmd
@@ -57,6 +72,7 @@ type checkFlags struct {
 	cfg             policy.CheckConfig
 	bundle          *config.Bundle
 	asJSON, verbose bool
+	strict          bool
 }
 
 // checkOne checks one policy and prints the report. A problem is the policy's,
@@ -71,7 +87,10 @@ func checkOne(cmd *cobra.Command, e env, f checkFlags, path string) (problem, er
 	}
 	report, problem := f.cfg.Check(cmd.Context(), policy.Source{Path: path, Bundle: bundle})
 	if problem != nil {
-		return problem, nil
+		if refused, ok := errors.AsType[policy.Errors](problem); ok && f.asJSON {
+			err = printJSON(e.stdout, policy.Refused{Policy: path, Errors: refused})
+		}
+		return problem, err
 	}
 	if f.asJSON {
 		err = printJSON(e.stdout, report)
@@ -83,6 +102,8 @@ func checkOne(cmd *cobra.Command, e env, f checkFlags, path string) (problem, er
 	}
 	if n := report.Failed(); n > 0 {
 		problem = fmt.Errorf("%s: %d of its tests failed", path, n)
+	} else if n := len(report.Findings); n > 0 && f.strict {
+		problem = fmt.Errorf("%s: %s, and --strict makes them errors", path, count(n, "warning"))
 	}
 	return problem, err
 }

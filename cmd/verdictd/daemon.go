@@ -99,7 +99,7 @@ func (d *daemon) run(ctx context.Context) error {
 }
 
 func (d *daemon) source() policy.Source {
-	return policy.Source{Path: d.Policy, Budget: d.budget, Bundle: d.bundle, Engine: d.evaluator, Shadow: d.shadow}
+	return policy.Source{Path: d.Policy, Strict: d.Strict, Budget: d.budget, Bundle: d.bundle, Engine: d.evaluator, Shadow: d.shadow}
 }
 
 // open opens everything that needs rights or can be in use by others, but for

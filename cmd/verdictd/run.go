@@ -120,6 +120,7 @@ func newRunCommand(e env) *cobra.Command {
 func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.Var(&c.Queues, "queue", "queues to bind: 0, 0-3 or 0-3,8 (default 0)")
 	flags.Var(&policyFlag{path: &c.Policy}, "policy", "Rego or rules `FILE`, directory, OPA bundle (.tar.gz) or its URL (default: accept and record everything)")
+	flags.BoolVar(&c.Strict, "strict", c.Strict, "refuse a policy that verdictd check warns of")
 	flags.StringVar(&c.Mode, "mode", c.Mode, "enforce or monitor (default: enforce if there is a policy)")
 	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")

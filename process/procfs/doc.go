@@ -20,12 +20,17 @@
 // A path of an executable is told as process 1 of that pid namespace sees it: on a
 // host the init system's mount namespace, whatever the service manager has hidden
 // from verdictd or put in its place (ProtectSystem=, PrivateTmp=); in a container
-// with pids of its own, the container's. It is looked up from /proc/1/root, and no
-// link leads out of that (openat2, RESOLVE_IN_ROOT; before Linux 5.6 links are not
-// followed at all). What is believed, and why:
+// with pids of its own, the container's. It is looked up from /proc/1/root, without
+// symbolic links (openat2, RESOLVE_IN_ROOT and RESOLVE_NO_SYMLINKS). Where the name
+// that a process has for its file leads by a link of the host, the path is the one
+// behind it, as the host's kernel gives it: /var/tmp/a, not /usr/tmp/a. What is
+// believed, and why:
 //
-//   - A path that leads to the very file, by device and inode: to make it lead
-//     there takes the right to write in a directory of the host.
+//   - A path that leads to the very file: to make it lead there takes the right to
+//     write in a directory of the host. Files are the same if stat(2) gives the same
+//     device and inode for both, and the same subvolume where it tells one. What was
+//     recorded in the kernel is compared only where it is of the same kind: see
+//     package record and FS.ResolveExe.
 //   - The path of a file that is gone, if the mount it was opened through is one of
 //     that namespace. The kernel makes the path by walking from the file to where
 //     no mount is above. Mounts of other namespaces, which users can make in a user
@@ -51,7 +56,11 @@
 //
 // # What can wait
 //
-// File systems in user space (FUSE), and dead network file systems, can let a call
-// that looks at an executable wait: who must not wait calls from a goroutine of its
-// own.
+// A file system in user space (FUSE) can let a call wait for ever, and SIGKILL does
+// not end that. So a path is gone in the kernel's memory only (RESOLVE_CACHED, Linux
+// 5.12), or, if not all of it is there, if process 1's list of mounts has no such
+// file system on the way. What cannot be looked at has the path that the kernel
+// walked, or none. A dead network file system can let a call wait, and so can a
+// process the reading of its arguments (Process), by holding the lock of its memory
+// map: who must not wait calls from a goroutine of its own.
 package procfs

@@ -15,8 +15,8 @@ import (
 //
 // Path is set in two cases:
 //
-//   - It leads to the very file (device and inode) that runs. Then it does not
-//     matter who says so.
+//   - It leads, by no symbolic link, to the very file (device and inode, both by
+//     stat(2)) that runs. Then it does not matter who says so.
 //   - It does not, but the file was opened through a mount of the reference, so
 //     its link in /proc, which the kernel makes by walking from the file to the
 //     root, names the place where it was: Deleted.
@@ -43,26 +43,34 @@ func (fs *FS) Exe(pid uint32) (process.Exe, error) {
 	return fs.exe(e, st), nil
 }
 
-// file identifies a file.
+// file identifies a file as stat(2) does.
 type file struct {
 	inode, device uint64
+	volume        uint64 // subvolume, where the file system tells (STATX_SUBVOL, Linux 6.10); else 0
 	links         uint64
 	regular       bool
 }
 
-func (f file) same(g file) bool { return f.inode == g.inode && f.device == g.device }
+func (f file) same(g file) bool {
+	return f.inode == g.inode && f.device == g.device && f.volume == g.volume
+}
 
 // fileAt looks at a file without going to a server for it.
 func fileAt(dir int, name string, flags int) (file, error) {
 	var stx unix.Statx_t
 	flags |= unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT
-	if err := unix.Statx(dir, name, flags, unix.STATX_INO|unix.STATX_NLINK|unix.STATX_TYPE, &stx); err != nil {
+	const mask = unix.STATX_INO | unix.STATX_NLINK | unix.STATX_TYPE | unix.STATX_SUBVOL
+	if err := unix.Statx(dir, name, flags, mask, &stx); err != nil {
 		return file{}, err
 	}
-	return file{
+	f := file{
 		inode: stx.Ino, device: unix.Mkdev(stx.Dev_major, stx.Dev_minor),
 		links: uint64(stx.Nlink), regular: stx.Mode&unix.S_IFMT == unix.S_IFREG,
-	}, nil
+	}
+	if stx.Mask&unix.STATX_SUBVOL != 0 {
+		f.volume = stx.Subvol
+	}
+	return f, nil
 }
 
 // exe is Exe for an opened entry.
@@ -113,11 +121,11 @@ const mark = " (deleted)"
 // text was walked to the root of the reference; it is asked only if the file is
 // not at its path.
 func (r *reference) place(exe *process.Exe, text string, running file, walked func() bool) {
-	path, marked := strings.CutSuffix(text, mark)
-	there, err := r.look(text)
+	name, marked := strings.CutSuffix(text, mark)
+	path, there, err := r.look(text)
 	if err == nil && there.same(running) {
 		exe.Inside, exe.Deleted = process.Text([]byte(text)), false
-		exe.Path = exe.Inside
+		exe.Path = process.Text([]byte(path))
 		return
 	}
 	// The mark may be part of the name if links are left and something is at the
@@ -126,17 +134,17 @@ func (r *reference) place(exe *process.Exe, text string, running file, walked fu
 		exe.Inside = process.Text([]byte(text))
 		return
 	}
-	exe.Inside = process.Text([]byte(path))
+	exe.Inside = process.Text([]byte(name))
 	if marked {
 		exe.Deleted = true
 		// Deleted, and put back as a link to the same file.
-		if there, err := r.look(path); err == nil && there.same(running) {
-			exe.Path, exe.Deleted = exe.Inside, false
+		if path, there, err := r.look(name); err == nil && there.same(running) {
+			exe.Path, exe.Deleted = process.Text([]byte(path)), false
 			return
 		}
 	}
-	if strings.HasPrefix(path, "/") && walked() {
-		exe.Path, exe.Deleted = exe.Inside, true
+	if strings.HasPrefix(name, "/") && walked() {
+		exe.Path, exe.Deleted = exe.Inside, marked || !errors.Is(err, errWaits)
 	}
 }
 
@@ -147,17 +155,23 @@ func Device(kernel uint32) uint64 {
 	return unix.Mkdev(kernel>>minorBits, kernel&(1<<minorBits-1))
 }
 
-// LeadsTo tells whether a path, as process.Exe.Path has it, leads to a file. It
-// costs one or two system calls.
+// LeadsTo tells whether a path, as process.Exe.Path has it, leads to a file as the
+// kernel has recorded it. It costs two system calls.
 func (fs *FS) LeadsTo(path string, inode, device uint64) bool {
-	there, err := fs.ref.look(path)
-	return err == nil && inode != 0 && there.same(file{inode: inode, device: device})
+	fd, err := fs.ref.open(path)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	there, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
+	return err == nil && isRecorded(fd, there, file{inode: inode, device: device})
 }
 
-// Runs tells whether a process runs a file now, by one system call.
+// Runs tells whether a process runs a file now, by one system call. inode and
+// device are those of an Exe that was found to be at its path.
 func (fs *FS) Runs(pid uint32, inode, device uint64) bool {
 	there, err := fileAt(fs.root, strconv.FormatUint(uint64(pid), 10)+"/exe", 0)
-	return err == nil && inode != 0 && there.same(file{inode: inode, device: device})
+	return err == nil && inode != 0 && there.inode == inode && there.device == device
 }
 
 // ResolveExe is Exe for a record that was made in the kernel when the process
@@ -168,22 +182,20 @@ func (fs *FS) Runs(pid uint32, inode, device uint64) bool {
 // mountNS must be the namespace of the mount that the file was opened through,
 // or 0 if that is not known, or if the walk left the mounted directory. The
 // namespace of the process will not do: see Exe.
-// inode and device are those of the file (i_ino, and s_dev through Device), or 0.
+// inode and device are those of the file as stat(2) has them, or 0 if they are not
+// known: then the file cannot be told from others, and no path leads to it.
 // startBoot is the start of the process, in ns of CLOCK_BOOTTIME.
 //
 // While the process lives and runs that file, the answer is that of Exe. If it
-// does not, Path is set if it leads to a file of that inode and device, and, as
-// Deleted, if mountNS is the namespace of the reference and its root directory is
-// the root of that.
-// Inode and Device are as stat(2) gives them if the file is found, else as
-// recorded. On btrfs and overlayfs s_dev is not the device of stat(2): then the
-// device of the mount that the path leads to is compared.
+// does not, Path is set if it leads to that file and, as Deleted, if mountNS is the
+// namespace of the reference and its root directory is the root of that.
+// Inode and Device are as recorded. Where the kernel has another device for a file
+// than stat(2) (overlayfs over several disks without xino), no path is known to lead
+// to it, and Path is the one by mountNS, if any.
 func (fs *FS) ResolveExe(inside string, inode, device uint64, mountNS uint32, pid uint32, startBoot uint64) process.Exe {
 	recorded := file{inode: inode, device: device}
-	if inode != 0 {
-		if exe, ok := fs.liveExe(recorded, pid, startBoot); ok {
-			return exe
-		}
+	if exe, ok := fs.liveExe(recorded, pid, startBoot); ok {
+		return exe
 	}
 	exe := process.Exe{Inside: process.Text([]byte(inside)), Inode: inode}
 	if inode != 0 {
@@ -193,22 +205,27 @@ func (fs *FS) ResolveExe(inside string, inode, device uint64, mountNS uint32, pi
 		return exe
 	}
 	walked := fs.ref.atRoot && mountNS == fs.ref.mountNS
-	fd, err := fs.ref.open(inside)
-	if err != nil {
+	path, fd, err := fs.ref.lead(inside)
+	switch {
+	case err == nil:
+		defer unix.Close(fd)
+	case walked && errors.Is(err, errWaits):
+		exe.Path = exe.Inside
+		return exe
+	default:
 		// Only that there is nothing shows that the file is gone.
 		if gone := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR); walked && gone {
 			exe.Path, exe.Deleted = exe.Inside, true
 		}
 		return exe
 	}
-	defer unix.Close(fd)
 	there, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
 	switch {
 	case err != nil || inode == 0:
-	case isRecorded(fs.ref.process, fd, there, recorded):
-		exe.Path, exe.Device = exe.Inside, there.device
-	case walked:
-		exe.Path, exe.Deleted = exe.Inside, true
+	case isRecorded(fd, there, recorded):
+		exe.Path = process.Text([]byte(path))
+	case walked: // another one is there, or, by another device, nobody can say
+		exe.Path, exe.Deleted = exe.Inside, there.inode != inode || there.device == device
 	}
 	return exe
 }
@@ -231,22 +248,23 @@ func (fs *FS) liveExe(recorded file, pid uint32, startBoot uint64) (process.Exe,
 	}
 	defer unix.Close(fd)
 	running, err := fileAt(fd, "", unix.AT_EMPTY_PATH)
-	if err != nil || !isRecorded(e.fd, fd, running, recorded) {
+	if err != nil || !isRecorded(fd, running, recorded) {
 		return process.Exe{}, false
 	}
 	exe := fs.exe(e, st)
 	return exe, exe.Inode == running.inode && exe.Device == running.device
 }
 
-// isRecorded tells whether an open file is the one that the kernel recorded.
-// process is the directory of one that the file's mount is listed for.
-func isRecorded(process, fd int, there, recorded file) bool {
-	if there.inode != recorded.inode {
+// isRecorded tells whether an open file is the one that the kernel recorded, by
+// inode and device. Where inode numbers are those of a subvolume, that is enough
+// only if each has a device of its own: on btrfs.
+func isRecorded(fd int, there, recorded file) bool {
+	if recorded.inode == 0 || recorded.device == 0 || there.inode != recorded.inode || there.device != recorded.device {
 		return false
 	}
-	if there.device == recorded.device {
+	if there.volume == 0 {
 		return true
 	}
-	device, ok := listedMount(process, fd)
-	return ok && device == recorded.device
+	var fs unix.Statfs_t
+	return unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.BTRFS_SUPER_MAGIC
 }

@@ -116,11 +116,12 @@ func (h *host) run(name string) (c *child, path string, truth file) {
 // eachWay runs a test with openat2 and without.
 func eachWay(t *testing.T, h *host, f func(t *testing.T)) {
 	t.Helper()
+	could := h.fs.ref.cached
 	for _, scoped := range []bool{true, false} {
 		if scoped && !h.fs.ref.scoped {
 			continue
 		}
-		h.fs.ref.scoped = scoped
+		h.fs.ref.scoped, h.fs.ref.cached = scoped, scoped && could
 		t.Run(map[bool]string{true: "openat2", false: "stepwise"}[scoped], f)
 	}
 }
@@ -221,20 +222,29 @@ func TestLabHostLink(t *testing.T) {
 	})
 	by := filepath.Join(link, filepath.Base(path))
 	if h.fs.ref.scoped {
-		if got, err := h.fs.ref.look(by); err != nil || !got.same(truth) {
-			t.Errorf("openat2: got %+v, %v, want %+v", got, err, truth)
+		// No ".." leads out, and a link leads to the path of the file.
+		for name, want := range map[string]string{by: path, link + "/../" + filepath.Base(h.dir) + "/./" + filepath.Base(path): path, "/../../.." + path: "/../../.." + path} {
+			if at, got, err := h.fs.ref.look(name); err != nil || !got.same(truth) || at != want {
+				t.Errorf("openat2, %s: got %s %+v, %v, want %s %+v", name, at, got, err, want, truth)
+			}
 		}
-		// No ".." leads out.
-		if got, err := h.fs.ref.look("/../../.." + path); err != nil || !got.same(truth) {
-			t.Errorf("openat2, upwards: got %+v, %v, want %+v", got, err, truth)
+		h.in(func() {
+			if err := errors.Join(os.Symlink("loop", filepath.Join(h.dir, "loop")), os.Symlink("/nowhere", filepath.Join(h.dir, "dead"))); err != nil {
+				t.Error(err)
+			}
+		})
+		for name, want := range map[string]error{"loop": unix.ELOOP, "dead": unix.ENOENT, "a/x": unix.ENOTDIR, strings.Repeat("x/", 70): unix.ENOENT} {
+			if _, _, err := h.fs.ref.look(h.dir + "/" + name); !errors.Is(err, want) {
+				t.Errorf("openat2, %s: got %v, want %v", name, err, want)
+			}
 		}
 	}
-	h.fs.ref.scoped = false
+	h.fs.ref.scoped, h.fs.ref.cached = false, false
 	for name, want := range map[string]error{
 		path: nil, "/": nil, "/." + path + "/": nil, by: unix.ELOOP, link: unix.ELOOP, "/.." + path: unix.ELOOP,
 		path + "/x": unix.ENOTDIR, path + "x": unix.ENOENT, "": unix.ENOENT, "a": unix.ENOENT,
 	} {
-		if _, err := h.fs.ref.look(name); !errors.Is(err, want) {
+		if _, _, err := h.fs.ref.look(name); !errors.Is(err, want) {
 			t.Errorf("stepwise, %q: got %v, want %v", name, err, want)
 		}
 	}

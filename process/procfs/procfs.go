@@ -70,9 +70,9 @@ func (fs *FS) open(root string) error {
 func (fs *FS) Close() error {
 	var errs []error
 	if fs.ref.foreign() {
-		errs = append(errs, fs.ref.close())
+		errs = append(errs, unix.Close(fs.ref.process)) // else it is self
 	}
-	for _, fd := range []int{fs.root, fs.self, fs.cgroups} {
+	for _, fd := range []int{fs.ref.root, fs.root, fs.self, fs.cgroups} {
 		if fd >= 0 {
 			errs = append(errs, unix.Close(fd))
 		}

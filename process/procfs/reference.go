@@ -14,7 +14,8 @@ import (
 // not ours, else our own. It is what it was when Open was called.
 type reference struct {
 	process int    // directory in /proc of a process that is there
-	root    int    // its root directory, an O_PATH descriptor; AT_FDCWD: ours
+	root    int    // its root directory, an O_PATH descriptor
+	host    bool   // it is process 1's, and not ours
 	mountNS uint32 // its inode
 
 	// atRoot: root is the root of the namespace. So a path leads to the same if it
@@ -22,13 +23,14 @@ type reference struct {
 	// whether by the programs of package record or by the kernel for us.
 	atRoot bool
 	scoped bool // openat2(2) can be called
+	cached bool // with RESOLVE_CACHED: Linux 5.12
 
 	// missing says why it is not process 1's, or not known to be at the root.
 	missing error
 }
 
 // foreign tells whether the reference is not our own root directory.
-func (r *reference) foreign() bool { return r.root != unix.AT_FDCWD }
+func (r *reference) foreign() bool { return r.host }
 
 // openReference chooses the reference and opens it.
 func (fs *FS) openReference() error {
@@ -41,7 +43,12 @@ func (fs *FS) openReference() error {
 		fs.ref = host
 		return nil
 	}
-	fs.ref = reference{process: fs.self, root: unix.AT_FDCWD, mountNS: own, atRoot: atRoot()}
+	root, ownErr := openat(unix.AT_FDCWD, "/", pathDir)
+	if ownErr != nil {
+		return fmt.Errorf("open own root directory: %w", ownErr)
+	}
+	fs.ref = reference{process: fs.self, root: root, mountNS: own, atRoot: atRoot()}
+	fs.ref.canScope()
 	switch {
 	case !errors.Is(err, errOurs):
 		fs.ref.missing = err
@@ -67,7 +74,7 @@ var (
 // nothing if our own root directory, where it stops as well, was put into that
 // namespace (chroot into /proc/1/root): then the reference is not taken.
 func (fs *FS) openHost(own uint32) (_ reference, err error) {
-	r := reference{process: -1, root: -1, atRoot: true}
+	r := reference{process: -1, root: -1, host: true, atRoot: true}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())
@@ -88,7 +95,7 @@ func (fs *FS) openHost(own uint32) (_ reference, err error) {
 	if err := fs.checkHost(&r); err != nil {
 		return r, err
 	}
-	r.scoped = canScope(r.root)
+	r.canScope()
 	return r, nil
 }
 
@@ -130,7 +137,7 @@ func needsPtrace(err error) string {
 	return ""
 }
 
-// close frees the descriptors of a reference that is not our own.
+// close frees the descriptors of the reference.
 func (r *reference) close() error {
 	var errs []error
 	for _, fd := range []int{r.process, r.root} {
@@ -141,42 +148,81 @@ func (r *reference) close() error {
 	return errors.Join(errs...)
 }
 
-// canScope tells whether openat2(2), Linux 5.6, may be called.
-func canScope(root int) bool {
-	fd, err := openInRoot(root, "/")
-	if err == nil {
-		unix.Close(fd)
+// resolveCached is RESOLVE_CACHED: EAGAIN if the way is not in the kernel's memory.
+//
+// Source: include/uapi/linux/openat2.h.
+const resolveCached = 0x20
+
+// canScope finds out whether openat2(2), Linux 5.6, may be called, and how.
+func (r *reference) canScope() {
+	for _, try := range []struct {
+		can     *bool
+		resolve uint64
+	}{{&r.scoped, 0}, {&r.cached, resolveCached}} {
+		fd, err := openInRoot(r.root, "/", 0, try.resolve)
+		if *try.can = err == nil || errors.Is(err, unix.EAGAIN); err == nil {
+			unix.Close(fd)
+		}
 	}
-	return err == nil
 }
 
-// open opens what an absolute path leads to, only to stand on it.
-func (r *reference) open(path string) (int, error) {
-	switch {
-	case !strings.HasPrefix(path, "/"):
+// errWaits says that the way of a path is not in the kernel's memory, and that a
+// program could make who goes it wait for ever, even against SIGKILL.
+var errWaits = errors.New("the way leads through a file system in user space")
+
+// open opens what an absolute path leads to, only to stand on it. A symbolic link
+// on the way is ELOOP. It does not ask a file system in user space.
+func (r *reference) open(path string) (int, error) { return r.openAs(path, 0) }
+
+func (r *reference) openAs(path string, flags uint64) (int, error) {
+	if !strings.HasPrefix(path, "/") {
 		return -1, unix.ENOENT
-	case !r.foreign():
-		return openat(unix.AT_FDCWD, path, pathOnly)
-	case r.scoped:
-		return openInRoot(r.root, path)
+	}
+	if r.cached {
+		fd, err := openInRoot(r.root, path, flags, resolveCached)
+		if !errors.Is(err, unix.EAGAIN) {
+			return fd, err
+		}
+	}
+	if r.waits(path) {
+		return -1, errWaits
+	}
+	if r.scoped {
+		return openInRoot(r.root, path, flags, 0)
 	}
 	return openStepwise(r.root, path)
 }
 
-// openInRoot takes a directory as the root of all links, too.
-func openInRoot(root int, path string) (int, error) {
-	how := unix.OpenHow{Flags: pathOnly, Resolve: unix.RESOLVE_IN_ROOT}
-	const tries = 8 // EAGAIN: something was renamed while a link led upwards
+// waits tells whether a file system on the way of a path is one that a program
+// serves. It reads the list of mounts.
+func (r *reference) waits(path string) bool {
+	list, err := mounts(r.process)
+	if err != nil {
+		return true
+	}
+	for _, m := range list {
+		served := m.fsType == "autofs" || m.fsType == "fuseblk" || m.fsType == "fuse" || strings.HasPrefix(m.fsType, "fuse.")
+		if served && (m.point == "/" || path == m.point || strings.HasPrefix(path, m.point+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
+// openInRoot takes a directory as the root, and follows no link.
+func openInRoot(root int, path string, flags, resolve uint64) (int, error) {
+	how := unix.OpenHow{Flags: pathOnly | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | resolve}
+	const tries = 8 // EAGAIN: something was renamed while the path led upwards
 	for n := 1; ; n++ {
 		fd, err := unix.Openat2(root, path, &how)
-		if n == tries || !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+		again := errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) && resolve == 0
+		if n == tries || !again {
 			return fd, err
 		}
 	}
 }
 
-// openStepwise is the same for a path without links, which is what the kernel
-// gives: a link, put there since, is ELOOP.
+// openStepwise is the same without openat2; ".." is ELOOP too.
 func openStepwise(root int, path string) (int, error) {
 	at, err := openat(root, ".", pathOnly)
 	if err != nil {
@@ -216,17 +262,88 @@ func stepInto(dir int, name string) (int, error) {
 	return fd, nil
 }
 
-// look looks at what an absolute path leads to.
-func (r *reference) look(path string) (file, error) {
-	if !r.foreign() && strings.HasPrefix(path, "/") {
-		return fileAt(unix.AT_FDCWD, path, 0)
+// lead opens what an absolute path leads to, and returns the path that leads there
+// without links. That is the same, as a rule: the kernel gives no other. But who has
+// made a mount namespace of his own can have directories where the host has links.
+func (r *reference) lead(path string) (canonical string, fd int, err error) {
+	if fd, err = r.open(path); !errors.Is(err, unix.ELOOP) || !r.scoped {
+		return path, fd, err
 	}
-	fd, err := r.open(path)
+	if canonical, err = r.canonical(path); err != nil {
+		return "", -1, err
+	}
+	fd, err = r.open(canonical)
+	return canonical, fd, err
+}
+
+// canonical replaces the links in an absolute path by where they lead.
+func (r *reference) canonical(path string) (string, error) {
+	const mostLinks, mostNames = 40, 64 // MAXSYMLINKS, include/linux/namei.h; more than record walks
+	at, rest := "", strings.Split(path, "/")
+	for links, names := 0, 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			at = at[:max(strings.LastIndexByte(at, '/'), 0)]
+			continue
+		}
+		if names++; names > mostNames {
+			return "", unix.ENAMETOOLONG
+		}
+		target, err := r.target(at + "/" + name)
+		if err != nil {
+			return "", err
+		}
+		if target == "" {
+			at += "/" + name
+			continue
+		}
+		if links++; links > mostLinks {
+			return "", unix.ELOOP
+		}
+		if target[0] == '/' {
+			at = ""
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	return "/" + strings.TrimPrefix(at, "/"), nil
+}
+
+// target returns where the link at a path leads, "" if no link is there. No part of
+// the path before the last is one.
+func (r *reference) target(path string) (string, error) {
+	fd, err := r.openAs(path, unix.O_NOFOLLOW)
 	if err != nil {
-		return file{}, err
+		return "", err
 	}
 	defer unix.Close(fd)
-	return fileAt(fd, "", unix.AT_EMPTY_PATH)
+	var stx unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &stx); err != nil {
+		return "", err
+	}
+	if stx.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return "", nil
+	}
+	if r.waits(path) {
+		return "", errWaits
+	}
+	text, err := linkAt(fd, "", make([]byte, unix.PathMax+1))
+	return string(text), err
+}
+
+// look looks at what an absolute path leads to, and returns the path that leads
+// there without links.
+func (r *reference) look(path string) (canonical string, there file, err error) {
+	canonical, fd, err := r.lead(path)
+	if err != nil {
+		return "", file{}, err
+	}
+	defer unix.Close(fd)
+	there, err = fileAt(fd, "", unix.AT_EMPTY_PATH)
+	return canonical, there, err
 }
 
 // has tells whether an open file is in a mount of the reference. While the file
@@ -242,9 +359,6 @@ func (r *reference) has(fd int) bool {
 
 // key is the Key of the file that an absolute path leads to.
 func (r *reference) key(path string) (key Key, regular bool, err error) {
-	if !r.foreign() {
-		return keyOf(unix.AT_FDCWD, path, 0)
-	}
 	fd, err := r.open(path)
 	if err != nil {
 		return Key{}, false, err

@@ -160,11 +160,10 @@ func (p *programs) arguments(c *code) {
 func (p *programs) executable(c *code) {
 	var r processRecord
 	o := p.offsets
-	c.follow(asm.R9, asm.R7, o.fileInode, slotTemp)
-	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Inode)), 8, asm.R9, o.inodeNumber)
-	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Nlink)), 4, asm.R9, o.inodeLinks)
-	c.follow(asm.R9, asm.R9, o.inodeSuper, slotTemp)
-	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Device)), 4, asm.R9, o.superDevice)
+	c.follow(asm.R6, asm.R7, o.fileInode, slotTemp)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Inode)), 8, asm.R6, o.inodeNumber)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Nlink)), 4, asm.R6, o.inodeLinks)
+	p.device(c)
 	c.follow(asm.R6, asm.R7, o.fileMount, slotTemp) // struct vfsmount within struct mount
 	c.add(asm.Sub.Imm(asm.R6, int32(o.mountBase)))
 	c.follow(asm.R7, asm.R7, o.fileDentry, slotTemp)

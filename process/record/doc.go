@@ -57,8 +57,11 @@
 // put together by walking up the directory tree without the kernel's locks: who
 // renames directories meanwhile can make a mixed one, so compare Inode and
 // Device before a path is believed. Comm, Args and TTY are what the process
-// says. Inode and Device are the kernel's own: where a file system tells stat(2)
-// something else (btrfs subvolumes, overlayfs over several disks), they differ.
+// says. Inode and Device are those of stat(2), of a file in a subvolume of btrfs
+// too. Where a file system tells stat(2) something else (overlayfs over several
+// disks), they are of no file that stat(2) shows. Where the two would not name one
+// file (bcachefs; btrfs if its types are not known, as before its module is
+// loaded), Device is 0.
 //
 // The offsets of kernel structures come from the kernel's BTF when the programs
 // are loaded. Without BTF there are no process records, no start times, no

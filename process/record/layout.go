@@ -98,7 +98,7 @@ type processRecord struct {
 	ParentExecID   uint64
 	Exec           uint64
 	Inode          uint64
-	Device         uint32 // the kernel's dev_t
+	Device         uint32 // dev_t as the kernel keeps it; 0 if it is not known
 	MountNS        uint32
 	Nlink          uint32
 	Flags          uint32 // process...

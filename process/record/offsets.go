@@ -16,10 +16,11 @@ type offsets struct {
 	signalLive, signalTTY, ttyName                                          int16
 	mmExe, mmArgStart, mmArgEnd                                             int16
 	fileInode, fileDentry, fileMount                                        int16
-	inodeNumber, inodeSuper, inodeLinks, superDevice                        int16
+	inodeNumber, inodeSuper, inodeLinks, superDevice, superMagic            int16
 	dentryParent, dentryName                                                int16
 	mountParent, mountPoint, mountNS, mountBase, mountRoot                  int16
 	nsNumber                                                                int16
+	volume                                                                  volumeOffsets
 
 	skbSock, sockNet, netCookie, sockCookie, sockState, sockListener, sockType int16
 	opsSock                                                                    int16
@@ -49,6 +50,7 @@ func kernelOffsets(types *btf.Cache) (*offsets, error) {
 	o := &offsets{}
 	f.task(o)
 	f.file(o)
+	o.volume = f.volume(types)
 	f.sock(o)
 	f.near(o.mountRoot, o.mountParent, o.mountPoint)
 	f.near(o.dentryParent, o.dentryName)
@@ -92,6 +94,7 @@ func (f *fields) file(o *offsets) {
 	o.inodeSuper = f.at("inode", 8, "i_sb")
 	o.inodeLinks = f.at("inode", 4, "i_nlink")
 	o.superDevice = f.at("super_block", 4, "s_dev")
+	o.superMagic = f.at("super_block", 8, "s_magic")
 	o.dentryParent = f.at("dentry", 8, "d_parent")
 	o.dentryName = f.at("dentry", 8, "d_name", "name")
 	o.mountParent = f.at("mount", 8, "mnt_parent")

@@ -57,8 +57,8 @@ type Process struct {
 	ExecID, ParentExecID     uint64 // as in Owner; of the parent, when it made this process
 
 	// Inode and Device are of the file that runs (that of /proc/PID/exe); Device as
-	// st_dev of stat(2) encodes it. Inode is 0 if there is none, as for threads of
-	// the kernel.
+	// st_dev of stat(2) encodes it, and 0 if it is not known. Inode is 0 if there is
+	// none, as for threads of the kernel.
 	Inode, Device uint64
 	// MountNS is the inode of the mount namespace that Path is of; 0 if the file is
 	// in none (memfd, file system unmounted since).

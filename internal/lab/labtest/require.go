@@ -32,6 +32,7 @@ const (
 	NFTBinary      Cap = "nft binary"
 	Tshark         Cap = "tshark binary"
 	GCC            Cap = "gcc binary (with libc6-dev)"
+	Btrfs          Cap = "btrfs, with mkfs.btrfs (btrfs-progs) and loop devices"
 
 	// For Lacks only.
 	Connector   Cap = "process connector (CONFIG_PROC_EVENTS)"
@@ -75,6 +76,8 @@ func probe(c Cap) error {
 		return onPath("nft")
 	case Tshark:
 		return onPath("tshark")
+	case Btrfs:
+		return onPath("mkfs.btrfs")
 	case GCC:
 		return onPath("gcc")
 	case BPF:
