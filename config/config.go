@@ -24,6 +24,7 @@ type Config struct {
 	Mode          string `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
 	Fail          string `yaml:"fail"`     // open, closed; default: closed in enforce mode
 	Hook          string `yaml:"hook"`     // such as "output,input"; default: the user keeps the rules
+	OnStop        string `yaml:"on-stop"`  // closed, open: what a stop leaves of the rules of hook; default: as fail
 	Loopback      bool   `yaml:"loopback"` // with hook: judge loopback traffic too
 	StrictND      bool   `yaml:"strict-neighbour"`
 	Offload       string `yaml:"offload"`      // on, off; default: on with hook
@@ -125,10 +126,24 @@ func kindName(t reflect.Type) string {
 	return "a text"
 }
 
+// knownKeys lists all keys in the order of Config.
 func knownKeys() string {
-	return "queue, policy, strict, mode, fail, hook, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, attribution, record-pin, spin, " +
-		"engine, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, " +
-		"min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep"
+	top, below := keysOf(reflect.TypeFor[Config]())
+	return strings.Join(append([]string{strings.Join(top, ", ")}, below...), "; ")
+}
+
+// keysOf returns the keys of a struct of settings, and for each that has keys of
+// its own a text that lists these.
+func keysOf(t reflect.Type) (keys, below []string) {
+	for i := range t.NumField() {
+		key := t.Field(i).Tag.Get("yaml")
+		keys = append(keys, key)
+		if t.Field(i).Type.Kind() == reflect.Struct {
+			of, _ := keysOf(t.Field(i).Type)
+			below = append(below, "in "+key+": "+strings.Join(of, ", "))
+		}
+	}
+	return keys, below
 }
 
 // Queues is a list of queue numbers, written "0", "0-3" or "0-3,8".

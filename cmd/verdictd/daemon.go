@@ -44,11 +44,11 @@ type daemon struct {
 
 	attributors []*attribution.Attributor
 
-	nflog     *logsink.NFLogReader
-	ruleset   *hook.Ruleset
-	abandoned bool // the rules stay in the kernel: a part failed, and nothing is to pass
-	marks     *offload
-	observer  observer
+	nflog    *logsink.NFLogReader
+	ruleset  *hook.Ruleset
+	left     bool // the rules stay in the kernel: nothing is to pass
+	marks    *offload
+	observer observer
 
 	line     *succession       // never nil
 	heir     *heir             // has taken or is taking our place
@@ -65,6 +65,9 @@ type daemon struct {
 // run runs the daemon until ctx is done or a part of it fails.
 func (d *daemon) run(ctx context.Context) error {
 	loaded, err := policy.Load(ctx, d.source())
+	if early, done := d.toldEarly(ctx); done {
+		return early
+	}
 	if err != nil {
 		return policyError(err)
 	}
@@ -72,6 +75,9 @@ func (d *daemon) run(ctx context.Context) error {
 	// From here on, what was opened is closed again.
 	defer d.close()
 	if err := d.open(ctx); err != nil {
+		if early, done := d.toldEarly(ctx); done {
+			return early
+		}
 		return err
 	}
 	d.openUpgrades()
@@ -96,6 +102,19 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	d.report()
 	return errors.Join(err, auditErr)
+}
+
+// toldEarly returns whether the daemon was told to stop before it judged, and
+// how that went. A successor leaves everything to the one that it was to follow.
+func (d *daemon) toldEarly(ctx context.Context) (err error, done bool) {
+	switch {
+	case ctx.Err() == nil || d.line.elder != nil:
+		return nil, false
+	case d.line.afterCrash:
+		return d.sweep(), true
+	}
+	d.log.Info("told to stop before anything was judged")
+	return nil, true
 }
 
 func (d *daemon) source() policy.Source {
@@ -162,7 +181,7 @@ func (d *daemon) close() {
 	d.closeUpgrades()
 	d.closeObserver()
 	d.leave()
-	if d.ruleset != nil && !d.abandoned {
+	if d.ruleset != nil && !d.left {
 		if err := d.ruleset.Close(); err != nil {
 			d.log.Error("rules not removed", "error", err)
 		}
@@ -286,6 +305,8 @@ func (d *daemon) announce() error {
 	if ruleset == nil && d.line.legacy.Hook != "" {
 		d.removeLegacy()
 	}
+	d.ownControl()
+	d.observer.enter(stateReady)
 	d.checkRecording()
 	if ruleset != nil {
 		d.observer.book.SetRules(d.queued)
@@ -300,6 +321,18 @@ func (d *daemon) announce() error {
 		d.ready()
 	}
 	return nil
+}
+
+// ownControl makes the control socket of the daemon before ours, or takes it
+// away if we listen elsewhere.
+func (d *daemon) ownControl() {
+	c, old := d.observer.control, d.line.legacy.Control
+	if c != nil {
+		c.Own()
+	}
+	if old != "" && (c == nil || c.Path() != old) {
+		_ = os.Remove(old) // nobody listens there any more
+	}
 }
 
 // followHangups reloads the policy and reopens the log files at each SIGHUP.

@@ -116,7 +116,7 @@ func runDemo(ctx context.Context, e env, policyPath string) error {
 	}
 
 	log := &demoLog{records: make(chan demoRecord, 256)}
-	s, err := newSettings(config.Config{Policy: policyPath, Hook: "output,input", Control: noControl})
+	s, err := newSettings(config.Config{Policy: policyPath, Hook: "output,input", OnStop: "open", Control: noControl})
 	if err != nil {
 		return badInput(err)
 	}

@@ -148,9 +148,13 @@ func (h *heir) fail(err error) error {
 // After an error the heir is gone and the daemon can go on.
 func (d *daemon) handOver(ctx context.Context) error {
 	h := d.heir
-	d.closeObserver() // the heir listens at the same places
+	d.closeMetrics() // the heir listens at the same address
 	if err := d.giveAll(ctx, h); err != nil {
-		return errors.Join(h.fail(err), d.listen())
+		return errors.Join(h.fail(err), d.listenMetrics())
+	}
+	if c := d.observer.control; c != nil {
+		c.Leave()
+		d.observer.control = nil
 	}
 	pid := h.cmd.Process.Pid
 	d.log.Info("handed over", "pid", pid)
@@ -211,7 +215,11 @@ func (d *daemon) giveLegacy(h *heir) error {
 			f.Close()
 		}
 	}()
-	for name, open := range d.openSockets() {
+	sockets := d.openSockets()
+	if c := d.observer.control; c != nil {
+		l.Control, sockets[controlName] = c.Path(), c.File
+	}
+	for name, open := range sockets {
 		f, err := open()
 		if err != nil {
 			return err

@@ -49,6 +49,7 @@ type keeper struct {
 	readyAt  time.Time
 	failures int // since the last worker that was stable
 	stopping bool
+	sweeping bool // the worker only leaves what --on-stop says
 	retry    <-chan time.Time
 }
 
@@ -123,7 +124,9 @@ func (k *keeper) run() (code int, err error) {
 			}
 			k.stopping = k.stopping || s == unix.SIGTERM || s == unix.SIGINT
 			if k.worker == 0 && k.stopping {
-				return exitOK, nil
+				if err := k.sweep(); err != nil {
+					return exitError, err
+				}
 			}
 			k.forward(s.(syscall.Signal))
 		}
@@ -131,7 +134,7 @@ func (k *keeper) run() (code int, err error) {
 }
 
 func (k *keeper) forward(s syscall.Signal) {
-	if k.worker == 0 {
+	if k.worker == 0 || k.sweeping {
 		return // the next worker reads everything anew anyway
 	}
 	if err := unix.Kill(k.worker, s); err != nil {
@@ -140,8 +143,9 @@ func (k *keeper) forward(s syscall.Signal) {
 }
 
 // spawn starts a worker, with the sockets that the last one left.
-func (k *keeper) spawn() error {
+func (k *keeper) spawn(more ...string) error {
 	own, fds := k.store.Child()
+	own = append(own, more...)
 	names := make([]string, len(own))
 	for i, v := range own {
 		names[i], _, _ = strings.Cut(v, "=")
@@ -161,6 +165,13 @@ func (k *keeper) spawn() error {
 	k.worker, k.group, k.readyAt = pid, pid, time.Time{}
 	k.log.Info("worker started", "worker", pid)
 	return nil
+}
+
+// sweep starts a worker that only leaves what --on-stop says: told to stop, the
+// keeper has none that could.
+func (k *keeper) sweep() error {
+	k.sweeping, k.retry = true, nil
+	return k.spawn(sweepEnv + "=1")
 }
 
 // hear does what one of the worker's processes says.
@@ -227,6 +238,12 @@ func (k *keeper) bury(status unix.WaitStatus) (code int, over bool, err error) {
 		code = status.ExitStatus()
 	}
 	switch {
+	case k.stopping && k.ready && code != exitOK && !k.sweeping:
+		k.log.Error("worker died when it was told to stop", "worker", pid, "end", ended(status))
+		if err := k.sweep(); err != nil {
+			return exitError, true, err
+		}
+		return 0, false, nil
 	case code == exitOK, k.stopping, !k.ready:
 		return code, true, nil
 	case !k.readyAt.IsZero() && time.Since(k.readyAt) >= keeperStable:

@@ -75,13 +75,17 @@ type daemon struct {
 }
 
 // startDaemon runs verdictd in the namespace and waits until it judges. An empty
-// policy stands for the built-in one.
+// policy stands for the built-in one. With --hook it leaves no rules behind unless
+// args say what it leaves.
 func startDaemon(t *testing.T, ns *lab.Namespace, policy string, args ...string) *daemon {
 	t.Helper()
 	d := &daemon{t: t, ns: ns, policy: filepath.Join(t.TempDir(), "policy.rego")}
 	if policy != "" {
 		writeFile(t, d.policy, policy)
 		args = append([]string{"--policy", d.policy}, args...)
+	}
+	if slices.Contains(args, "--hook") && !slices.Contains(args, "--on-stop") {
+		args = append(args, "--on-stop", "open")
 	}
 	d.Process = labtest.Daemon(t, ns, append([]string{"run"}, args...)...)
 	return d

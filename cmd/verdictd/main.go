@@ -26,6 +26,7 @@ const (
 	exitOK    = 0
 	exitError = 1 // the operation failed: kernel, rights, input or output
 	exitInput = 2 // what was given is at fault: flag, configuration, policy, capture
+	exitWait  = 3 // status: a daemon runs, and its rules are not in (yet, or any more)
 )
 
 func main() { os.Exit(run(osEnv(), os.Args[1:])) }
@@ -89,6 +90,9 @@ func run(e env, args []string) int {
 	if _, input := errors.AsType[inputError](err); input {
 		return exitInput
 	}
+	if _, wait := errors.AsType[notReadyError](err); wait {
+		return exitWait
+	}
 	return exitError
 }
 
@@ -111,7 +115,8 @@ and replayed on packet captures without root.
   sudo verdictd sockets                         whose are they, and what does the policy say?
 
 Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
-2 what was given is at fault (flag, configuration, policy, capture).`,
+2 what was given is at fault (flag, configuration, policy, capture); 3 verdictd
+status: the daemon is starting or stopping, and its rules are not in.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version(),

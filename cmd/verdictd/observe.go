@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/verdictd/verdictd/hook"
@@ -22,6 +24,7 @@ import (
 type status struct {
 	Version string    `json:"version"`
 	PID     int       `json:"pid"`
+	State   string    `json:"state"` // starting, ready or stopping
 	Started time.Time `json:"started"`
 	Mode    string    `json:"mode"`
 	Fail    string    `json:"fail"`
@@ -99,6 +102,7 @@ type auditStatus struct {
 // observer is what of the daemon tells about the rest.
 type observer struct {
 	started time.Time
+	state   atomic.Uint32 // a daemonState
 	book    *ledger.Book
 	control *control.Server // nil: none
 	metrics net.Listener    // nil: none
@@ -120,10 +124,39 @@ func (d *daemon) openObserver() error {
 	return d.listen()
 }
 
-// listen opens the sockets. A control socket that was not asked for may be
-// missing.
+// daemonState says how far a daemon has come.
+type daemonState uint32
+
+const (
+	stateStarting daemonState = iota // the rules are not in yet
+	stateReady
+	stateStopping // the rules are out of use
+)
+
+func (s daemonState) String() string {
+	return [...]string{"starting", "ready", "stopping"}[s]
+}
+
+func (o *observer) enter(s daemonState) { o.state.Store(uint32(s)) }
+
+// listen opens the sockets.
 func (d *daemon) listen() error {
+	return errors.Join(d.listenControl(), d.listenMetrics())
+}
+
+// listenControl opens the control socket, or goes on with that of the daemon
+// before. One that was not asked for may be missing.
+func (d *daemon) listenControl() error {
 	o := &d.observer
+	path := d.line.legacy.Control
+	if f := d.line.take(controlName); f != nil {
+		if d.Control == path || d.Control == "" && filepath.Dir(path) == filepath.Dir(control.DefaultPath) {
+			var err error
+			o.control, err = control.Adopt(f, path)
+			return err
+		}
+		f.Close()
+	}
 	var err error
 	switch d.Control {
 	case noControl:
@@ -136,10 +169,15 @@ func (d *daemon) listen() error {
 			return err
 		}
 	}
+	return nil
+}
+
+func (d *daemon) listenMetrics() error {
 	if d.Metrics == "" {
 		return nil
 	}
-	if o.metrics, err = net.Listen("tcp", d.Metrics); err != nil {
+	var err error
+	if d.observer.metrics, err = net.Listen("tcp", d.Metrics); err != nil {
 		return fmt.Errorf("serve metrics at %s: %w", d.Metrics, err)
 	}
 	return nil
@@ -152,10 +190,15 @@ func (d *daemon) closeObserver() {
 	if c := d.observer.control; c != nil {
 		c.Close()
 	}
+	d.observer.control = nil
+	d.closeMetrics()
+}
+
+func (d *daemon) closeMetrics() {
 	if m := d.observer.metrics; m != nil {
 		m.Close()
 	}
-	d.observer.control, d.observer.metrics = nil, nil
+	d.observer.metrics = nil
 }
 
 // observe runs until ctx is done and every client has been answered.
@@ -226,7 +269,7 @@ func (d *daemon) status() (*status, error) {
 	s, audit := d.engine.Stats(), d.audit.Stats()
 	offloaded, errorPackets := o.passedBy()
 	st := &status{
-		Version: version(), PID: os.Getpid(), Started: o.started,
+		Version: version(), PID: os.Getpid(), State: daemonState(o.state.Load()).String(), Started: o.started,
 		Mode: d.mode.String(), Fail: failText(d.failOpen), Hook: d.Hook,
 		Packets: packets,
 		Judged: judgedStatus{

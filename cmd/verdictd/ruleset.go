@@ -13,9 +13,9 @@ const rulesEvery = 2 * time.Second
 
 // keepRules looks now and then whether the rules are still as they were put
 // in, and puts them in again if not: a "flush ruleset" by somebody else would
-// let everything pass unseen. When ctx is done it takes the rules out of use, but
-// if told is not, a part has failed: then, to fail closed, they stay. When serve
-// is done they are another process's.
+// let everything pass unseen. When ctx is done it takes the rules out of use; if
+// told is not done, a part has failed. When serve is done they are another
+// process's.
 func (d *daemon) keepRules(told, ctx, serve context.Context) error {
 	if d.ruleset == nil {
 		select {
@@ -29,12 +29,7 @@ func (d *daemon) keepRules(told, ctx, serve context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			if told.Err() == nil && !d.failOpen {
-				d.abandoned = true
-				d.log.Error("a part of verdictd failed: its rules stay, and drop what they queue (verdictd hook remove takes them out)")
-				return nil
-			}
-			return d.ruleset.Stop()
+			return d.leaveRules(told.Err() != nil)
 		case <-serve.Done():
 			return nil
 		case <-ticker.C:

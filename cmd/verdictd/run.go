@@ -38,7 +38,12 @@ changed policy file is loaded at once. A policy with an error, or whose own
 tests fail, is refused and the old one stays. The same holds for a bundle on a
 server, which is asked for again and again; the last good one is kept in a file,
 and used if the server cannot be reached when verdictd starts. SIGINT and SIGTERM
-stop verdictd: it takes its rules out, judges what is still queued and exits.
+stop verdictd: nothing more is queued, it judges what is, and exits. What becomes
+of packets then --on-stop says: with closed, the default where --fail is closed,
+the rules stay and drop what they would have queued, until verdictd runs again (the
+next one takes them over without a gap) or verdictd hook remove takes them out; so
+neither a restart nor a start that fails lets anything pass. With open they are
+taken out, and everything passes.
 SIGUSR2 starts the program anew, which takes over without losing a packet (see
 verdictd upgrade).
 
@@ -107,6 +112,9 @@ func newRunCommand(e env) *cobra.Command {
 			if d.line, err = newSuccession(); err != nil {
 				return err
 			}
+			if d.line.sweeps {
+				return d.sweep()
+			}
 			return d.run(ctx)
 		},
 	}
@@ -124,6 +132,7 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.StringVar(&c.Mode, "mode", c.Mode, "enforce or monitor (default: enforce if there is a policy)")
 	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
+	flags.StringVar(&c.OnStop, "on-stop", c.OnStop, "with --hook, what a stop leaves behind: closed (the rules stay and drop what they queued) or open (they are taken out) (default: as --fail)")
 	flags.BoolVar(&c.Loopback, "loopback", c.Loopback, "with --hook: judge packets over the loopback interface too")
 	flags.BoolVar(&c.StrictND, "strict-neighbour", c.StrictND, "with --hook: judge IPv6 neighbour discovery too")
 	flags.StringVar(&c.Offload, "offload", c.Offload, "on or off: let flows that are decided for good pass by the queue (default: on with --hook)")
@@ -194,6 +203,8 @@ type settings struct {
 	mask      uint32       // the bits of marks that are verdictd's; 0: none, no rule knows them
 	offloads  bool
 
+	stopClosed bool // a stop leaves the rules behind, to drop what they queued
+
 	attribution attribution.Mode
 
 	netns int  // file descriptor of the network namespace, 0: our own
@@ -218,6 +229,9 @@ func newSettings(c config.Config) (settings, error) {
 		return s, err
 	}
 	if s.failOpen, err = parseFail(s.Fail, s.mode); err != nil {
+		return s, err
+	}
+	if err := s.checkOnStop(); err != nil {
 		return s, err
 	}
 	if s.Engine != "" {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os/signal"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/internal/control"
 	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/ledger"
@@ -45,27 +47,62 @@ passed unjudged are packets that --fail open let pass for want of room. The
 kernel does not count them: those of a full queue are known only with --hook,
 from the counters of its rules.
 
+The exit code is 0 only if the daemon judges packets and its rules are in; 3 while
+it is starting or stopping. If no daemon answers, it is 1, and status says what the
+rules do that one may have left in the kernel.
+
 Needs root, or the user that verdictd runs as.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var raw json.RawMessage
 			if err := ask(cmd.Context(), path, commandStatus, statusPatience, &raw); err != nil {
-				return err
-			}
-			if asJSON {
-				_, err := e.stdout.Write(append(terminal.JSON(raw), '\n'))
-				return err
+				return withLeftRules(err)
 			}
 			var st status
 			if err := json.Unmarshal(raw, &st); err != nil {
 				return fmt.Errorf("read status: %w", err)
 			}
-			return st.write(e.stdout, time.Now())
+			if asJSON {
+				_, err := e.stdout.Write(append(terminal.JSON(raw), '\n'))
+				return errors.Join(err, st.ready())
+			}
+			return errors.Join(st.write(e.stdout, time.Now()), st.ready())
 		},
 	}
 	cmd.Flags().StringVar(&path, "control", "", controlUsage)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// notReadyError says that a daemon runs and its rules are not in.
+type notReadyError struct{ state string }
+
+func (e notReadyError) Error() string {
+	return "verdictd is " + e.state + ": its rules are not in"
+}
+
+// ready returns a notReadyError unless packets are judged.
+func (st *status) ready() error {
+	if st.State == stateReady.String() {
+		return nil
+	}
+	return notReadyError{st.State}
+}
+
+// withLeftRules adds to the error that no daemon answers what the rules do that
+// are in the kernel.
+func withLeftRules(err error) error {
+	if !errors.Is(err, control.ErrNobody) {
+		return err
+	}
+	state, rulesErr := hook.Inspect(hook.Config{})
+	switch {
+	case errors.Is(rulesErr, fs.ErrPermission), rulesErr == nil && !state.Installed:
+		return err
+	case rulesErr != nil:
+		return fmt.Errorf("%w\nwhat rules it may have left is not known: %w", err, rulesErr)
+	}
+	return fmt.Errorf("%w\n%v (verdictd run takes them over, %s takes them out)", err, state, openRemedy)
 }
 
 func newReloadCommand(e env) *cobra.Command {
@@ -128,8 +165,8 @@ func (st *status) write(w io.Writer, now time.Time) error {
 	if st.Hook != "" {
 		rules = "own rules at " + st.Hook
 	}
-	fmt.Fprintf(&b, "verdictd %s, pid %d, up %s, mode %s, fail %s, %s\n",
-		st.Version, st.PID, since(st.Started, now), st.Mode, st.Fail, rules)
+	fmt.Fprintf(&b, "verdictd %s, pid %d, %s, up %s, mode %s, fail %s, %s\n",
+		st.Version, st.PID, st.State, since(st.Started, now), st.Mode, st.Fail, rules)
 	fmt.Fprintf(&b, "policy %s, generation %d, sha256 %.12s, %s, loaded %s ago\n\n",
 		terminal.Line(st.Policy.Source), st.Policy.Generation, st.Policy.SHA256, st.Policy.Engine, since(st.Policy.Loaded, now))
 	b.Write(st.accounts())

@@ -45,8 +45,9 @@ type legacy struct {
 	Queues  []queueLegacy         `json:"queues"`
 	NFLog   logsink.NFLogPosition `json:"nflog"`
 	Marks   marksLegacy           `json:"marks"`
-	Files   []string              `json:"files"` // names of the sockets
-	Hook    string                `json:"hook"`  // where its rules are; empty: it has none of its own
+	Files   []string              `json:"files"`   // names of the sockets
+	Control string                `json:"control"` // path of its control socket; empty: none
+	Hook    string                `json:"hook"`    // where its rules are; empty: it has none of its own
 }
 
 // marksLegacy are the marks of connections that the rules know.
@@ -75,6 +76,8 @@ type succession struct {
 	legacy     legacy              // of the elder
 	committed  chan struct{}       // closed when the place is ours
 	stored     []string            // names of the sockets left with the supervisor
+	afterCrash bool                // the supervisor gave us what a dead process left
+	sweeps     bool                // told to stop before it began
 
 	hear     chan os.Signal // SIGUSR2: upgrade
 	requests chan upgradeRequest
@@ -87,6 +90,7 @@ func newSuccession() (*succession, error) {
 		supervisor: handover.NewNotifier(), sockets: handover.Given(),
 		committed: make(chan struct{}), hear: make(chan os.Signal, 1), requests: make(chan upgradeRequest),
 	}
+	s.afterCrash, s.sweeps = len(s.sockets) > 0, os.Getenv(sweepEnv) != ""
 	// Never stopped: where nobody listens SIGUSR2 ends a process.
 	signal.Notify(s.hear, unix.SIGUSR2)
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP) // the same
@@ -110,7 +114,10 @@ func newSuccession() (*succession, error) {
 
 func queueName(num uint16) string { return fmt.Sprintf("queue-%d", num) }
 
-const nflogName = "nflog"
+const (
+	nflogName   = "nflog"
+	controlName = "control"
+)
 
 // take returns the socket of that name, which is then the caller's, or nil.
 func (s *succession) take(name string) *os.File {
@@ -205,6 +212,7 @@ func (d *daemon) inherit(m *handover.Message) error {
 	for i, name := range l.Files {
 		d.line.sockets[name] = m.Files[i]
 	}
+	d.observer.enter(stateReady) // its rules are in
 	next := d.snapshot(d.policy)
 	same := l.Engine.Continues(next)
 	d.marks.succeed(l.Marks, same, d.settings.ruleset != nil)

@@ -27,6 +27,9 @@ const (
 	maxAnswer   = 16 << 20        // bytes of an answer
 	patience    = 5 * time.Second // for a client to ask, and to take its answer
 	acceptPause = 100 * time.Millisecond
+
+	maxTries = 250 // of a client whose daemon gives its place to another process
+	tryPause = 20 * time.Millisecond
 )
 
 type request struct {

@@ -19,7 +19,8 @@ import (
 // for JSON. ctx ends with Serve. It is called by several goroutines at once.
 type Handler func(ctx context.Context, command string) (any, error)
 
-// Server is a control socket. Serve is for one goroutine, once.
+// Server is a control socket. Serve is for one goroutine at a time; it may be
+// called again after it has returned.
 type Server struct {
 	listener *net.UnixListener
 	path     string
@@ -28,14 +29,47 @@ type Server struct {
 // Path returns where clients find the server.
 func (s *Server) Path() string { return s.path }
 
-// Close removes the socket. A running Serve returns an error that is
-// net.ErrClosed.
+// Close removes the socket, unless it is somebody else's: see Adopt and Leave. A
+// running Serve returns an error that is net.ErrClosed.
 func (s *Server) Close() error { return s.listener.Close() }
+
+// File returns a second descriptor of the socket, for Adopt in a process that
+// takes over. Clients that connect meanwhile wait for whoever serves next.
+func (s *Server) File() (*os.File, error) { return s.listener.File() }
+
+// Leave closes the socket and leaves it to another process.
+func (s *Server) Leave() error {
+	s.listener.SetUnlinkOnClose(false)
+	return s.listener.Close()
+}
+
+// Adopt returns the Server of a socket that another process has given away, by
+// File. Until Own is called the socket at path is that process's, and Close does
+// not remove it. f is closed, also after an error.
+func Adopt(f *os.File, path string) (*Server, error) {
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("take over control socket %s: %w", path, err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("take over control socket %s: it is a socket of %s", path, l.Addr().Network()), l.Close())
+	}
+	u.SetUnlinkOnClose(false)
+	return &Server{listener: u, path: path}, nil
+}
+
+// Own makes the socket this process's: Close removes it.
+func (s *Server) Own() { s.listener.SetUnlinkOnClose(true) }
 
 // Serve answers clients until ctx is done, then ends their connections, waits
 // for the handlers and returns nil. Clients that are slow, send nonsense or are
 // too many never end it.
 func (s *Server) Serve(ctx context.Context, h Handler) error {
+	if err := s.listener.SetDeadline(time.Time{}); err != nil { // that of the end of the last Serve
+		return fmt.Errorf("serve control socket %s: %w", s.path, err)
+	}
 	var clients sync.WaitGroup
 	defer clients.Wait()
 	stop := context.AfterFunc(ctx, func() { _ = s.listener.SetDeadline(time.Unix(0, 0)) }) // fails only if closed
