@@ -38,6 +38,7 @@ type Engine struct {
 	fields  []rules.Field
 	outside outside
 	peers   *peers // nil with one worker
+	asked   questions
 	current atomic.Pointer[published]
 
 	mu      sync.Mutex // serialises Publish and Refresh; guards workers

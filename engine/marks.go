@@ -81,9 +81,10 @@ func (o *outside) of(p *packet.Packet) *rules.FieldSet {
 
 // final returns whether a decision about the current packet holds for its whole
 // flow, both directions, so that the kernel can let the rest pass. One that sets
-// a mark does not: each packet needs it.
+// a mark does not: each packet needs it. Nor do questions by multicast: each has
+// answers of its own.
 func (w *Worker) final(d *rules.Decision) bool {
-	return d.Action == packet.Accept && !d.SetMark &&
+	return d.Action == packet.Accept && !d.SetMark && !isQuestion(&w.pkt) &&
 		!d.Reads.Intersects(*w.engine.outside.of(&w.pkt)) && w.ownerKnown(d.Reads) && !w.pending
 }
 

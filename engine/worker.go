@@ -103,7 +103,12 @@ func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
 	}
 	w.facts.Meta, w.facts.Owner, w.facts.Related = m, nil, false
 	w.takeMark(m)
-	return w.giveMark(w.handle(m), m)
+	w.facts.AnswersMulticast = w.engine.asked.answered(m, &w.pkt)
+	v := w.handle(m)
+	if v.Action == packet.Accept {
+		w.engine.asked.note(m, &w.pkt)
+	}
+	return w.giveMark(v, m)
 }
 
 // handle judges the decoded packet.

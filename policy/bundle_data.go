@@ -14,6 +14,7 @@ import (
 // type check and compilation do not depend on the data, so they are not done
 // again if only the data differ from those of the policy old.
 func makeProgram(ctx context.Context, src Source, files []file, old *Policy) (*program, Errors) {
+	files = withLibrary(files)
 	if old == nil || !slices.EqualFunc(modulesOf(old.program.files), modulesOf(files), sameFile) {
 		return newProgram(ctx, src, files)
 	}

@@ -58,6 +58,7 @@ func readPlain(fsys fs.FS, main, shown string, files []file) ([]file, Errors) {
 	if other >= 0 {
 		return nil, Errors{fileError(files[other].shown, "stands beside rules.yaml", "keep one of them, or let one include the other")}
 	}
+	files = withEssential(files, set)
 	slices.SortFunc(files, func(a, b file) int { return strings.Compare(a.name, b.name) })
 	i := slices.IndexFunc(files, func(f file) bool { return f.shown == shown })
 	files[i].rules = set
@@ -263,7 +264,9 @@ func (s Source) watchDirs() []string {
 	if isPlain(s.Path) {
 		files, _ := s.read() // what is wrong with them is reported where they are loaded
 		for i := range files {
-			dirs[filepath.Dir(files[i].shown)] = true
+			if files[i].name != rules.EssentialFile {
+				dirs[filepath.Dir(files[i].shown)] = true
+			}
 		}
 	}
 	return sortedKeys(dirs)

@@ -41,6 +41,7 @@ type program struct {
 // newProgram checks the policy that files are, which were read from src. Its
 // tests are not yet run.
 func newProgram(ctx context.Context, src Source, files []file) (*program, Errors) {
+	files = withLibrary(files)
 	caps := capabilities()
 	schemas, err := schemaSet()
 	if err != nil {

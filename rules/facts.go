@@ -22,6 +22,10 @@ type Facts struct {
 	// says otherwise: see the field icmp.related.
 	Related bool
 
+	// AnswersMulticast is whether the packet answers a question that was sent by
+	// multicast or broadcast a short time ago.
+	AnswersMulticast bool
+
 	// Owner is who owns the local socket of the packet; nil if nobody was asked,
 	// as in a replay.
 	Owner *process.Owner

@@ -142,6 +142,9 @@ func placeFields() []Field {
 		{Path: "interface.out", Kind: String, Scope: PerPacket, Doc: "Name of the interface that the packet leaves by.",
 			Index: func(f *Facts) uint32 { return f.Meta.Out },
 			Get:   func(f *Facts, v *Value) bool { v.Str = f.OutInterface; return v.Str != "" }},
+		{Path: "answers_multicast", Kind: Bool, Scope: PerPacket,
+			Doc: "The packet (UDP, coming in) answers what this host asked by multicast or broadcast in the last 3 s: it came by the interface that the question left by, for the port that asked, and for its address or the group that was asked. Whoever is on that network, or knows the port, can send such an answer.",
+			Get: func(f *Facts, v *Value) bool { return flag(v, f.AnswersMulticast) }},
 		{Path: "mark", Kind: Int, Scope: PerPacket, Max: 1<<32 - 1, Doc: "Packet mark; 0 if none is set.",
 			Get: func(f *Facts, v *Value) bool { return num(v, f.Meta.Mark) }},
 	}

@@ -49,7 +49,7 @@ func TestParseInputErrors(t *testing.T) {
 		{"array", "[]", `f.json:1:1: input is not an object, want one such as {"tcp": {"dst_port": 443}}`},
 		{"syntax", "{\n  \"mark\": 1,,\n}", "f.json:2:13: not JSON: invalid character ',' looking for beginning of object key string"},
 		{"unknown below", "{\n  \"udp\": {\"dprot\": 1}\n}", "f.json:2:11: input.udp.dprot does not exist (input.udp has src_port, dst_port, length)"},
-		{"unknown", `{"ipp": {}}`, "f.json:1:2: input.ipp does not exist (input has packet, ip, src_port, dst_port, tcp, udp, icmp, hook, direction, interface, mark, uid, gid, process, time)"},
+		{"unknown", `{"ipp": {}}`, "f.json:1:2: input.ipp does not exist (input has packet, ip, src_port, dst_port, tcp, udp, icmp, hook, direction, interface, answers_multicast, mark, uid, gid, process, time)"},
 		{"string for number", `{"tcp": {"dst_port": "443"}}`, "f.json:1:22: input.tcp.dst_port is a string, want a whole number from 0 to 65535"},
 		{"number for string", `{"hook": 3}`, "f.json:1:10: input.hook is a number, want one of prerouting, input, forward, output, postrouting"},
 		{"number for bool", `{"tcp":{"flags":{"syn":1}}}`, "f.json:1:24: input.tcp.flags.syn is a number, want true or false"},

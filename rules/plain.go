@@ -31,10 +31,14 @@ import (
 //	    log: no                   # default: yes
 //	    reason: administration    # for the audit log
 //	    set-mark: 0x10            # packet mark
+//	essential: yes                # what a host needs to stay on its network passes (default: no)
 //	default: drop                 # or {verdict: drop, log: no}
 //
 // A condition about something that the packet does not have, such as the port
 // of a fragment, does not hold; below not, that is what is asked for.
+//
+// The rules that essential stands for come last: rules of the file go before.
+// See Essential.
 //
 // delegate asks Rego: the rule delegated of package verdictd, an object of the
 // form of decision. What it says is the decision; if it is undefined, the next

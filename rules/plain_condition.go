@@ -85,6 +85,7 @@ func conditions() []condition {
 		{key: "pod", says: "Kubernetes pod", paths: []string{"process.container.pod"}},
 		{key: "process-user", says: "name of the user", paths: []string{"process.user"}, wild: true},
 		{key: "process-source", says: "how the process was found", paths: []string{"process.source"}},
+		{key: "answers-multicast", says: "answer to a question by multicast", paths: []string{"answers_multicast"}, always: true},
 		{key: "mark", says: "packet mark", paths: []string{"mark"}, always: true},
 		{key: "time", says: "time of day (UTC)", paths: []string{"time.hour", "time.minute"}, always: true, max: 24*60 - 1,
 			ref: "(input.time.hour * 60) + input.time.minute", parseItem: parseTime,

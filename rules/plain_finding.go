@@ -75,7 +75,12 @@ type analysis struct {
 	found []Finding
 }
 
+// add adds a finding. Of the essential rules there is none: what a file says
+// before them is meant to go before.
 func (a *analysis) add(at Place, level Level, format string, args ...any) {
+	if at.File == EssentialFile {
+		return
+	}
 	a.found = append(a.found, Finding{Place: at, Level: level, Msg: fmt.Sprintf(format, args...)})
 }
 

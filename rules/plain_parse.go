@@ -31,6 +31,9 @@ func ParsePlain(name string, read func(name string) ([]byte, error)) (*Ruleset, 
 		out: &Ruleset{conds: conditions(), Default: Rule{Place: Place{File: name}, Name: defaultName}},
 	}
 	p.file(name, Place{File: name})
+	if p.essential {
+		p.addEssential()
+	}
 	p.resolveSets()
 	for i := range p.pending {
 		p.rule(&p.pending[i])
@@ -55,6 +58,8 @@ type plainParser struct {
 	byName  map[string]*plainSet
 	taken   map[string]Place // names of rules
 	pending []rawRule
+
+	essential bool // the essential rules are asked for
 }
 
 // rawRule is a rule that is not yet looked into.
@@ -160,7 +165,7 @@ func (f *plainFile) top(body ast.Node) {
 	if body == nil {
 		return
 	}
-	known := []string{"include", "sets", "rules", "default"}
+	known := []string{"include", "sets", "rules", "essential", "default"}
 	keys := f.mapping(body, "a rules file", known)
 	if include := keys["include"]; include != nil {
 		f.include(include.Value)
@@ -170,6 +175,9 @@ func (f *plainFile) top(body ast.Node) {
 	}
 	if rules := keys["rules"]; rules != nil {
 		f.rules(rules.Value)
+	}
+	if pair := keys["essential"]; pair != nil {
+		f.wantsEssential(pair)
 	}
 	if last := keys["default"]; last != nil {
 		f.fallback(last)

@@ -30,7 +30,8 @@ func PlainSchema() []byte {
 	root := object("verdictd rules", "Rules for packets, in order: the first that matches decides.")
 	root.Dialect = draft
 	root.Properties = map[string]*schema{
-		"include": {Description: "Files whose sets are known here and whose rules come first, relative to this file.", AnyOf: oneOrList(schema{Type: "string"})},
+		"essential": {Type: "boolean", Description: "Accept, behind the rules of the file, what a host needs to stay on its network: neighbour discovery, IGMP, MLD, DHCP, and mDNS and SSDP with their answers."},
+		"include":   {Description: "Files whose sets are known here and whose rules come first, relative to this file.", AnyOf: oneOrList(schema{Type: "string"})},
 		"sets": {Type: "object", Description: "Named sets of addresses, ports or names. A rule asks for a set as $NAME.", Additional: rule.Additional,
 			Patterns: map[string]*schema{"^[A-Za-z][A-Za-z0-9_-]*$": {AnyOf: oneOrList(scalarSchemas()...)}}},
 		"rules": {Type: "array", Description: "The rules, in the order in which they are tried.", Items: rule},

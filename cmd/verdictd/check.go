@@ -109,22 +109,30 @@ func checkOne(cmd *cobra.Command, e env, f checkFlags, path string) (problem, er
 }
 
 func newSchemaCommand(e env) *cobra.Command {
-	var decision bool
+	var decision, library bool
 	cmd := &cobra.Command{
 		Use:   "schema",
 		Short: "Print the JSON Schema of what a policy can ask about a packet",
 		Long: `schema prints the JSON Schema of the input document, input.*, that policies are
-checked against; with --decision that of the decision a policy makes.`,
+checked against; with --decision that of the decision a policy makes. With
+--library it prints the Rego that every policy can ask without having it:
+data.std.essential, what a host needs to stay on its network.`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			text := rules.Schema()
-			if decision {
-				text = rules.DecisionSchema()
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			text := string(rules.Schema())
+			switch {
+			case decision && library:
+				return usageError(cmd, errors.New("--decision and --library are two texts: give one of them"))
+			case decision:
+				text = string(rules.DecisionSchema())
+			case library:
+				text = policy.Library()
 			}
-			_, err := fmt.Fprintln(e.stdout, strings.TrimSpace(string(text)))
+			_, err := fmt.Fprintln(e.stdout, strings.TrimSpace(text))
 			return err
 		},
 	}
 	cmd.Flags().BoolVar(&decision, "decision", false, "print the schema of the decision instead")
+	cmd.Flags().BoolVar(&library, "library", false, "print the Rego library instead")
 	return cmd
 }
