@@ -79,7 +79,12 @@ type slot struct {
 	peer     bool   // accepted by another worker
 	logged   bool   // a FlowDecision event was written
 	final    bool   // accepted, whatever the flow's later packets are like
+	owned    bool   // the decision read who owns the socket: it holds for holder
 }
+
+// holder is the ID of the owner for whom the decision of an owned slot was made;
+// 0 if nobody was asked, or if that is not known any more.
+func (s *slot) holder() uint32 { return uint32(s.values[0]) }
 
 // entry is a flow in the table. It holds no pointers, so that the garbage
 // collector does not look at a table of millions.
@@ -93,6 +98,7 @@ type entry struct {
 	uid, gid    uint32    // of the initiator's socket
 	next        [2]uint32 // TCP: by direction, the sequence number that the other end waits for, 0 if unknown
 	owner       uint32    // of the local socket: its number in the worker's owners, 0 if none
+	judged      uint32    // the one whom the policy saw last, likewise; 0 if it did not ask
 	changes     uint32    // what Attributor.Changes said when the owner was looked for
 	repeats     uint32    // dropped packets not yet reported
 	reported    uint32    // Unix seconds of the last event about drops
@@ -112,6 +118,7 @@ const (
 	seen0 // a packet of direction 0 was seen
 	seen1
 	toldError // an ICMP error about the flow was logged
+	toldOwner // a change of the owner was logged
 )
 
 // How long a flow is remembered after its last packet. The values for

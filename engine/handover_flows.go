@@ -106,11 +106,12 @@ func (w *Worker) add(e *entry) {
 // over hold for nothing: its next packet is judged anew. So does one that holds
 // for an owner: their numbers mean nothing in another process.
 func (w *Worker) distrust(s *slot) {
-	if s.epoch != w.known.epoch || s.shape == noReuse {
-		return
-	}
-	if int(s.decision) >= len(w.known.list) || int(s.shape) >= len(w.known.shapes) || w.known.shapes[s.shape].owner {
+	known := s.epoch == w.known.epoch && int(s.decision) < len(w.known.list) && int(s.shape) < len(w.known.shapes)
+	if s.epoch == w.known.epoch && (!known || w.known.shapes[s.shape].owner) {
 		s.shape = noReuse
+	}
+	if s.owned {
+		s.values = bitsOf{} // of no holder
 	}
 }
 
@@ -176,7 +177,7 @@ func (s *slot) append(b []byte) []byte {
 	for _, v := range s.values {
 		b = le.AppendUint64(b, v)
 	}
-	b = le.AppendUint16(le.AppendUint16(b, s.shape), uint16(flags(s.accept, s.failed, s.peer, s.logged, s.final)))
+	b = le.AppendUint16(le.AppendUint16(b, s.shape), uint16(flags(s.accept, s.failed, s.peer, s.logged, s.final, s.owned)))
 	return append(b, make([]byte, slotSize-36)...)
 }
 
@@ -199,5 +200,5 @@ func (s *slot) decode(b []byte) {
 	s.shape = le.Uint16(b[32:])
 	set := le.Uint16(b[34:])
 	s.accept, s.failed, s.peer = set&1 != 0, set&2 != 0, set&4 != 0
-	s.logged, s.final = set&8 != 0, set&16 != 0
+	s.logged, s.final, s.owned = set&8 != 0, set&16 != 0, set&32 != 0
 }

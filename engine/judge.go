@@ -41,7 +41,7 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 		}
 	}
 	d, err := w.evaluate()
-	if d.Action != packet.Accept && w.adopt(e, dir, m) {
+	if d.Action != packet.Accept && w.adopt(e, dir, m) && w.stillAccepted(e, &e.slot[1-dir], m) {
 		w.counts.Established++
 		return w.finish(nil, packet.Accept, ReasonEstablished)
 	}
@@ -53,11 +53,7 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 	if d.Action == packet.Accept && w.engine.peers != nil {
 		w.engine.peers.tell(e, dir, w.now.epoch, w.wanted())
 	}
-	if w.sameAnswer(&before, &e.slot[dir]) {
-		e.slot[dir].logged = before.logged
-		return v
-	}
-	e.slot[dir].logged = w.logFlow(e, m)
+	w.logAnswer(e, &before, &e.slot[dir], m)
 	return v
 }
 
@@ -69,7 +65,7 @@ func (w *Worker) adopt(e *entry, dir int, m *packet.Meta) bool {
 	if !ok {
 		return false
 	}
-	e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true, logged: p.log, shape: noReuse}
+	e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true, logged: p.log, shape: noReuse, owned: p.owned}
 	e.initiator, e.hook = uint8(1-dir), reverseHook(m.Hook)
 	if p.known&hasUID != 0 {
 		e.uid, e.gid, e.known = p.uid, p.gid, e.known|p.known&(hasUID|hasGID)
@@ -94,14 +90,18 @@ func (w *Worker) remember(s *slot, d *rules.Decision, err error) {
 		s.epoch, s.accept = 0, false // ask again at each packet
 		return
 	}
-	s.decision = i
+	s.decision, s.owned = i, d.Reads.Intersects(w.engine.outside.holder)
 	if err != nil {
-		s.failed, s.shape = true, 0
+		s.failed, s.owned, s.shape = true, false, 0
 		s.values[0] = uint64(w.facts.Meta.Time / int64(errorHold))
 		return
 	}
 	s.final = w.final(d)
-	if s.shape = w.shapeOf(d.Reads); s.shape != 0 && s.shape != noReuse {
+	switch s.shape = w.shapeOf(d.Reads); s.shape {
+	case 0:
+	case noReuse:
+		s.values[0] = uint64(w.holder())
+	default:
 		s.values, _ = w.known.shapes[s.shape].pack(&w.facts, &w.value)
 	}
 }
@@ -117,39 +117,49 @@ func (w *Worker) sameAnswer(a, b *slot) bool {
 }
 
 // stillAccepted returns whether the other direction of a flow, which was
-// accepted once, is accepted by the current snapshot. If it was not judged by
-// it yet, it is judged now, on a packet made from the reply at hand: else a
-// flow that a new policy forbids could go on as long as only the far end
-// sends.
+// accepted once, is accepted by the current snapshot, for who owns the socket now.
+// If it was not judged by it yet, or for another owner, it is judged now, on a
+// packet made from the reply at hand: else a flow that a new policy forbids could
+// go on as long as only the far end sends, and who takes over a port would get
+// and send by the flow that was accepted for another.
 func (w *Worker) stillAccepted(e *entry, s *slot, m *packet.Meta) bool {
-	if s.epoch == w.now.epoch {
-		return true
+	same := w.holdsSocket(e, s, m)
+	if s.epoch == w.now.epoch && same {
+		return s.accept
 	}
-	reply, before := w.pkt, *s
+	reply, before, asked := w.pkt, *s, w.said
 	mirror := *m
 	mirror.Hook = reverseHook(m.Hook)
 	mirror.In, mirror.Out = m.Out, m.In
 	mirror.PhysIn, mirror.PhysOut = m.PhysOut, m.PhysIn
-	mirror.HasUID, mirror.HasGID = false, false
-	if mirror.Hook.Direction() == "out" {
-		mirror.UID, mirror.HasUID = e.uid, e.known&hasUID != 0
-		mirror.GID, mirror.HasGID = e.gid, e.known&hasGID != 0
-	}
+	w.mirrorUser(e, &mirror, same)
 	reversePacket(&w.pkt)
 	w.facts.Meta = &mirror
 	d, err := w.evaluate()
 	w.remember(s, d, err)
-	s.logged = before.logged
-	if !w.sameAnswer(&before, s) {
-		if err != nil {
-			w.explain(nil, d.Action, ReasonPolicyError)
-		} else {
-			w.explain(w.intern(d), d.Action, ReasonPolicy)
-		}
-		s.logged = w.logFlow(e, &mirror)
+	if err != nil {
+		w.explain(nil, d.Action, ReasonPolicyError)
+	} else {
+		w.explain(w.intern(d), d.Action, ReasonPolicy)
 	}
-	w.pkt, w.facts.Meta = reply, m
+	w.logAnswer(e, &before, s, &mirror)
+	w.pkt, w.facts.Meta, w.said = reply, m, asked
 	return s.accept
+}
+
+// mirrorUser gives a packet that is made from a reply the user of the socket: of
+// the flow as it began or, if another holds the socket now, of that one.
+func (w *Worker) mirrorUser(e *entry, mirror *packet.Meta, same bool) {
+	o := w.facts.Owner
+	switch {
+	case mirror.Hook.Direction() != "out":
+		mirror.HasUID, mirror.HasGID = false, false
+	case same:
+		mirror.UID, mirror.HasUID = e.uid, e.known&hasUID != 0
+		mirror.GID, mirror.HasGID = e.gid, e.known&hasGID != 0
+	case o != nil && !mirror.HasUID:
+		mirror.UID, mirror.HasUID, mirror.GID, mirror.HasGID = o.UID, o.HasUID, o.GID, o.HasGID
+	}
 }
 
 // reversePacket turns a reply into a packet of the direction it answers.

@@ -5,6 +5,7 @@ import (
 
 	"github.com/verdictd/verdictd/logsink"
 	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
 )
 
 // event returns a slot of the ring with everything that is common to the
@@ -43,6 +44,32 @@ func (w *Worker) logPacket(m *packet.Meta) {
 	}
 }
 
+// logAnswer logs the answer that slot s of flow e has got in place of before, if
+// it is another one or for another owner, and notes for whom it is.
+func (w *Worker) logAnswer(e *entry, before, s *slot, m *packet.Meta) {
+	if !w.sameAnswer(before, s) || w.tellsOwner(e, s, m) {
+		s.logged = w.logFlow(e, m)
+	} else {
+		s.logged = before.logged
+	}
+	if s.owned && e.judged != e.owner {
+		w.owners.give(e.judged)
+		e.judged = w.owners.again(e.owner)
+	}
+}
+
+// tellsOwner returns whether it is to be logged that the decision of slot s is for
+// another owner than the one before, though it says the same: the first time, and
+// then not more often than drops are.
+func (w *Worker) tellsOwner(e *entry, s *slot, m *packet.Meta) bool {
+	if !s.owned || e.judged == 0 || e.judged == e.owner {
+		return false
+	}
+	first := e.known&toldOwner == 0
+	e.known |= toldOwner
+	return first || uint32(m.Time/int64(time.Second))-e.reported >= repeatEvery
+}
+
 // logFlow logs a new decision about a flow and returns whether it is to be
 // followed up by repeats and the flow's end.
 func (w *Worker) logFlow(e *entry, m *packet.Meta) bool {
@@ -52,6 +79,9 @@ func (w *Worker) logFlow(e *entry, m *packet.Meta) bool {
 	e.reported, e.repeats = uint32(m.Time/int64(time.Second)), 0
 	if ev := w.event(logsink.FlowDecision, m); ev != nil {
 		ev.FlowStart = e.start
+		if e.judged != 0 && e.judged != e.owner {
+			ev.OtherOwner = w.owners.get(e.judged)
+		}
 		w.complete(ev)
 	}
 	return true
@@ -93,8 +123,12 @@ func (w *Worker) countRepeat(e *entry, s *slot, m *packet.Meta) {
 
 // endFlow logs the end of a flow that was logged at its start.
 func (w *Worker) endFlow(e *entry, why string) {
-	owner := w.owners.get(e.owner)
+	owner, other := w.owners.get(e.owner), (*process.Owner)(nil)
+	if e.judged != 0 && e.judged != e.owner {
+		owner, other = w.owners.get(e.judged), owner
+	}
 	w.owners.give(e.owner)
+	w.owners.give(e.judged)
 	if why == endEvicted {
 		w.counts.FlowsEvict++
 	}
@@ -117,7 +151,7 @@ func (w *Worker) endFlow(e *entry, why string) {
 		Hook: e.hook, Protocol: e.key.protocol, Status: packet.OK,
 		Src: src.Addr(), Dst: dst.Addr(), SrcPort: src.Port(), DstPort: dst.Port(),
 		HasPorts: e.known&hasPorts != 0,
-		HasUID:   e.known&hasUID != 0, UID: e.uid, HasGID: e.known&hasGID != 0, GID: e.gid, Owner: owner,
+		HasUID:   e.known&hasUID != 0, UID: e.uid, HasGID: e.known&hasGID != 0, GID: e.gid, Owner: owner, OtherOwner: other,
 		Packets: e.packets, Bytes: e.bytes, Offloaded: e.offloaded, Decision: d, Reason: ReasonPolicy,
 	}
 	if e.initiator == 1 {

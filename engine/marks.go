@@ -33,8 +33,9 @@ type Marks struct {
 type outside struct {
 	tcp, udp, icmp, other rules.FieldSet
 	socket, owner         rules.FieldSet
-	hash                  int // the field process.exe_sha256
-	related               int // the field icmp.related
+	holder                rules.FieldSet // both of them
+	hash                  int            // the field process.exe_sha256
+	related               int            // the field icmp.related
 }
 
 func newOutside(fields []rules.Field) (o outside) {
@@ -53,8 +54,10 @@ func newOutside(fields []rules.Field) (o outside) {
 		switch f.Scope {
 		case rules.PerSocket:
 			o.socket.Add(i)
+			o.holder.Add(i)
 		case rules.PerOwner:
 			o.owner.Add(i)
+			o.holder.Add(i)
 		}
 		switch f.Path {
 		case rules.HashPath:

@@ -69,6 +69,14 @@ func (t *owners) take(o *process.Owner) uint32 {
 	return n
 }
 
+// again returns a number for one more flow.
+func (t *owners) again(number uint32) uint32 {
+	if number != 0 {
+		t.slots[number-1].flows++
+	}
+	return number
+}
+
 // give returns a number that a flow no longer needs.
 func (t *owners) give(number uint32) {
 	if number == 0 {
@@ -83,12 +91,17 @@ func (t *owners) give(number uint32) {
 	t.free = append(t.free, number)
 }
 
-// attribute makes the owner of the socket of flow e a fact about the packet. It
-// is looked for only if it may have changed since the flow's last packet, or if
-// the packet begins a TCP connection.
-func (w *Worker) attribute(e *entry, m *packet.Meta) {
+// attribute makes the owner of the socket of flow e a fact about the packet, of
+// direction dir. It is looked for only if it may have changed since the flow's last
+// packet, or if the packet begins a TCP connection. Of a forwarded flow it is only
+// known from what its socket sends.
+func (w *Worker) attribute(e *entry, dir int, m *packet.Meta) {
 	a := w.attributor
 	if a == nil {
+		return
+	}
+	if m.Hook == packet.Forward && dir != int(e.initiator) && e.owner != 0 {
+		w.facts.Owner = w.owners.get(e.owner)
 		return
 	}
 	w.local = w.pkt.Key()
@@ -108,11 +121,41 @@ func (w *Worker) attribute(e *entry, m *packet.Meta) {
 func (w *Worker) replaceOwner(e *entry, o *process.Owner) {
 	before := w.owners.get(e.owner)
 	rest := w.pkt.Protocol == packet.ProtoTCP && !w.begins()
-	if before == o || rest && before != nil && before.Process != nil && o.Process == nil {
+	if before == o || rest && before != nil && before.Process != nil && o.Process == nil || knownBetter(before, o) {
 		return
 	}
 	w.owners.give(e.owner)
 	e.owner = w.owners.take(o)
+}
+
+// knownBetter returns whether o is the process that before names, found in a
+// weaker way: an answer tells less than what its socket sends.
+func knownBetter(before, o *process.Owner) bool {
+	if before == nil || before.Process == nil || o.Process == nil || before.Source <= o.Source {
+		return false
+	}
+	p, q := before.Process, o.Process
+	return p.PID == q.PID && p.Start == q.Start && before.UID == o.UID && before.HasUID == o.HasUID && before.Cgroup == o.Cgroup &&
+		p.Exe.Path == q.Exe.Path && p.Exe.Inode == q.Exe.Inode && p.Exe.Device == q.Exe.Device &&
+		(q.Exe.SHA256 == "" || p.Exe.SHA256 == q.Exe.SHA256)
+}
+
+// holder returns the ID of the current packet's owner, 0 if nobody was asked.
+func (w *Worker) holder() uint32 {
+	if w.facts.Owner == nil {
+		return 0
+	}
+	return w.facts.Owner.ID
+}
+
+// holdsSocket returns whether the decision of slot s, of flow e, was made for who
+// holds the socket of the current packet, or for whoever does.
+func (w *Worker) holdsSocket(e *entry, s *slot, m *packet.Meta) bool {
+	if !s.owned {
+		return true
+	}
+	otherUser := m.HasUID && e.known&hasUID != 0 && m.UID != e.uid
+	return s.holder() == w.holder() && !otherUser
 }
 
 // begins returns whether the packet begins a TCP connection.

@@ -127,6 +127,137 @@ func TestOtherOwnerIsJudged(t *testing.T) {
 	b.want(packet.Output, tcp(client, server, "S"), packet.Drop, engine.ReasonPolicy)
 }
 
+// onlyExe accepts what one program sends to port 443 or receives there, and what
+// it says for others it says without asking whose they are.
+func onlyExe(t testing.TB, hook packet.Hook, exe string) policyFunc {
+	return func(f *rules.Facts, d *rules.Decision) error {
+		*d = rules.Decision{Rule: "none", Log: true}
+		if f.Meta.Hook != hook || f.Packet.DstPort != 443 {
+			return nil
+		}
+		d.Reads = reading(t, "process.exe")
+		if o := f.Owner; o != nil && o.Process != nil && o.Process.Exe.Path == exe {
+			d.Action, d.Rule = packet.Accept, "exe"
+		}
+		return nil
+	}
+}
+
+// Answers ride a flow only for the owner it was accepted for, whichever way.
+func TestAnswersAreForTheOwner(t *testing.T) {
+	served, thief, unknown := program(1, "/served"), program(2, "/thief"), &process.Owner{ID: 3}
+	for _, there := range []packet.Hook{packet.Input, packet.Output} {
+		back := packet.Input + packet.Output - there
+		r := &registry{owner: served}
+		b := ownedBench(t, r, onlyExe(t, there, "/served"))
+		b.want(there, udp(client, server), packet.Accept, engine.ReasonPolicy)
+		b.want(back, udp(server, client), packet.Accept, engine.ReasonEstablished)
+		b.events()
+		for _, other := range []*process.Owner{thief, unknown} {
+			r.becomes(other)
+			b.want(back, udp(server, client), packet.Drop, engine.ReasonPolicy)
+			b.want(back, udp(server, client), packet.Drop, engine.ReasonPolicy)
+			r.becomes(served)
+			b.want(there, udp(client, server), packet.Accept, engine.ReasonPolicy)
+			b.want(back, udp(server, client), packet.Accept, engine.ReasonEstablished)
+		}
+		var changes [][2]*process.Owner
+		b.ring.Drain(func(ev *logsink.Event) { changes = append(changes, [2]*process.Owner{ev.OtherOwner, ev.Owner}) })
+		if len(changes) == 0 || changes[0] != [2]*process.Owner{served, thief} {
+			t.Errorf("the log names %v, want first that the thief took the place of served", changes)
+		}
+	}
+}
+
+// A decision that says the same for the new owner is logged once more: the log
+// names both. The flow's end names who was judged and who it was at the end.
+func TestLogNamesTheChange(t *testing.T) {
+	first, second, third := program(1, "/a"), program(2, "/b"), program(3, "/c")
+	r := &registry{owner: first}
+	b := ownedBench(t, r, &anyExe{byExe{t: t}})
+	b.send(packet.Output, udp(client, server))
+	for range 20 { // they take turns: the first change is told, and no more for a while
+		r.becomes(second)
+		b.send(packet.Output, udp(client, server))
+		r.becomes(first)
+		b.send(packet.Output, udp(client, server))
+	}
+	b.now += int64(11e9)
+	r.becomes(second)
+	b.send(packet.Output, udp(client, server))
+	b.load(policyFunc(func(_ *rules.Facts, d *rules.Decision) error { // asks nobody's name
+		*d = rules.Decision{Action: packet.Accept, Rule: "exe", Log: true}
+		return nil
+	}))
+	r.becomes(third)
+	b.send(packet.Output, udp(client, server))
+	b.worker.Close()
+	type line struct{ owner, other *process.Owner }
+	var got []line
+	b.ring.Drain(func(ev *logsink.Event) { got = append(got, line{ev.Owner, ev.OtherOwner}) })
+	if want := []line{{first, nil}, {second, first}, {second, first}, {second, third}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if n := b.worker.OwnersKept(); n != 0 {
+		t.Errorf("%d owners are kept for no flow", n)
+	}
+}
+
+// An answer finds the socket's process in a weaker way than what the socket sends:
+// that is no other owner.
+func TestWeakerSourceIsNoChange(t *testing.T) {
+	curl, same, hashed := program(1, "/curl"), program(1, "/curl"), program(1, "/curl")
+	same.ID, same.Source = 2, process.BPFCookie
+	hashed.ID, hashed.Source, hashed.Process.Exe.SHA256 = 3, process.BPFCookie, "good"
+	r := &registry{owner: curl}
+	policy := &byExe{t: t, exe: "/curl"}
+	b := ownedBench(t, r, policy)
+	b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	r.becomes(same)
+	b.want(packet.Input, udp(server, client), packet.Accept, engine.ReasonEstablished)
+	if policy.asked != 1 {
+		t.Errorf("asked %d times, want once", policy.asked)
+	}
+	r.becomes(hashed)
+	b.want(packet.Input, udp(server, client), packet.Accept, engine.ReasonEstablished)
+	if policy.asked != 2 {
+		t.Errorf("asked %d times, want once more, as the hash is known", policy.asked)
+	}
+}
+
+// Another user's socket is another owner where nobody can tell more.
+func TestAnswersAreForTheUser(t *testing.T) {
+	b := newBench(t, engine.Config{}, policyFunc(func(f *rules.Facts, d *rules.Decision) error {
+		*d = rules.Decision{Rule: "user", Reads: reading(t, "uid")}
+		if f.Meta.Hook == packet.Output && f.Meta.HasUID && f.Meta.UID == 1000 {
+			d.Action = packet.Accept
+		}
+		return nil
+	}))
+	b.sendMeta(packet.Meta{Hook: packet.Output, HasUID: true, UID: 1000}, udp(client, server))
+	b.want(packet.Input, udp(server, client), packet.Accept, engine.ReasonEstablished)
+	for _, uid := range []uint32{65534, 1000} {
+		want := packet.Accept
+		if uid != 1000 {
+			want = packet.Drop
+		}
+		if got, _ := b.sendMeta(packet.Meta{Hook: packet.Input, HasUID: true, UID: uid}, udp(server, client)); got != want {
+			t.Errorf("answer to user %d: got %v, want %v", uid, got, want)
+		}
+		b.sendMeta(packet.Meta{Hook: packet.Output, HasUID: true, UID: 1000}, udp(client, server))
+	}
+}
+
+// A forwarded flow is its sender's in both directions: an answer finds nobody.
+func TestForwardedAnswersKeepTheOwner(t *testing.T) {
+	r := &registry{owner: program(1, "/curl")}
+	b := ownedBench(t, r, &byExe{t: t, exe: "/curl"})
+	b.want(packet.Forward, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	r.becomes(&process.Owner{ID: 2})
+	b.want(packet.Forward, udp(server, client), packet.Accept, engine.ReasonEstablished)
+	b.want(packet.Forward, udp(client, server), packet.Drop, engine.ReasonPolicy)
+}
+
 // A hash that is computed later lets through what waited for it.
 func TestHashComesLater(t *testing.T) {
 	r := &registry{owner: program(1, "/curl")}

@@ -28,6 +28,7 @@ type peerPlace struct {
 	dir      uint8
 	known    uint8
 	log      bool // the policy wants the flow logged
+	owned    bool // see slot
 }
 
 func newPeers() *peers { return &peers{hasher: newTable(0)} }
@@ -42,7 +43,7 @@ func (p *peers) at(k *flowKey) (*peerStripe, *peerPlace) {
 func (p *peers) tell(e *entry, dir int, epoch uint32, log bool) {
 	s, place := p.at(&e.key)
 	s.mu.Lock()
-	*place = peerPlace{key: e.key, epoch: epoch, uid: e.uid, gid: e.gid, dir: uint8(dir), known: e.known, log: log}
+	*place = peerPlace{key: e.key, epoch: epoch, uid: e.uid, gid: e.gid, dir: uint8(dir), known: e.known, log: log, owned: e.slot[dir].owned}
 	s.mu.Unlock()
 }
 

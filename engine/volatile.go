@@ -2,6 +2,7 @@ package engine
 
 import (
 	"math/bits"
+	"slices"
 
 	"github.com/verdictd/verdictd/rules"
 )
@@ -39,15 +40,21 @@ type part struct {
 const ownerWidth = 33
 
 // newShape returns the shape for the volatile fields among reads; ok is false
-// if their values do not fit.
+// if their values do not fit. What was read of the socket or its owner holds for
+// the owner, whose part is the first: see slot.holder.
 func newShape(fields []rules.Field, reads rules.FieldSet) (s shape, ok bool) {
 	used := uint8(0)
 	for i := range fields {
 		f := &fields[i]
-		if !reads.Has(i) || f.Scope == rules.PerFlow || f.Scope == rules.PerOwner && s.owner {
+		if reads.Has(i) && (f.Scope == rules.PerOwner || f.Scope == rules.PerSocket) && !s.owner {
+			s.owner, s.parts, used = true, []part{{field: ownerField(fields), width: ownerWidth}}, ownerWidth
+		}
+	}
+	for i := range fields {
+		f := &fields[i]
+		if !reads.Has(i) || f.Scope == rules.PerFlow || f.Scope == rules.PerOwner {
 			continue
 		}
-		s.owner = s.owner || f.Scope == rules.PerOwner
 		width, ok := widthOf(f)
 		if !ok || int(used)+int(width) > 64*len(bitsOf{}) {
 			return shape{}, false
@@ -56,6 +63,11 @@ func newShape(fields []rules.Field, reads rules.FieldSet) (s shape, ok bool) {
 		used += width
 	}
 	return s, true
+}
+
+// ownerField returns a field that stands for the owner.
+func ownerField(fields []rules.Field) *rules.Field {
+	return &fields[slices.IndexFunc(fields, func(f rules.Field) bool { return f.Scope == rules.PerOwner })]
 }
 
 // put ors the low width bits of x into v, from bit start on.
@@ -70,8 +82,6 @@ func (v *bitsOf) put(x uint64, start uint8) {
 // widthOf returns how many bits a field's value and presence need.
 func widthOf(f *rules.Field) (width uint8, ok bool) {
 	switch {
-	case f.Scope == rules.PerOwner:
-		return ownerWidth, true
 	case f.Kind == rules.Bool:
 		return 2, true
 	case f.Kind == rules.Int:

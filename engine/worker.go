@@ -210,7 +210,7 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 	if e.expired(m.Time) || w.reopened(e) {
 		w.restart(e, dir, m)
 	}
-	w.attribute(e, m)
+	w.attribute(e, dir, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
 	e.reset = e.reset || e.accepted()
@@ -246,15 +246,11 @@ func (w *Worker) judgeFlow(e *entry, dir int, m *packet.Meta) packet.Verdict {
 // of it was seen.
 func (w *Worker) answers(e *entry, dir int, m *packet.Meta) bool {
 	s := &e.slot[1-dir]
-	switch {
-	case s.accept:
-		return w.stillAccepted(e, s, m)
-	case !w.isReply():
+	if !s.accept && !w.isReply() {
 		return false
-	case w.adopt(e, dir, m):
-		return true
-	case s.epoch == w.now.epoch:
-		return false
+	}
+	if !s.accept {
+		w.adopt(e, dir, m)
 	}
 	return w.stillAccepted(e, s, m)
 }
@@ -338,7 +334,7 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 		return w.judgeSpare(m, key, dir)
 	}
 	w.begin(e, dir, m)
-	w.attribute(e, m)
+	w.attribute(e, dir, m)
 	e.count(m.Time, &w.pkt, dir)
 	w.out.Flow = e.id
 	return w.judgeFlow(e, dir, m)
@@ -350,9 +346,10 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 func (w *Worker) judgeSpare(m *packet.Meta, key *flowKey, dir int) packet.Verdict {
 	e := &w.spare
 	w.owners.give(e.owner)
+	w.owners.give(e.judged)
 	*e = entry{key: *key}
 	w.place(e, dir, m)
-	w.attribute(e, m)
+	w.attribute(e, dir, m)
 	e.count(m.Time, &w.pkt, dir)
 	return w.judgeFlow(e, dir, m)
 }

@@ -55,7 +55,9 @@ type EncoderConfig struct {
 //	| verdictd.out_iface | packets | interface that the packet leaves by |
 //	| verdictd.status, .detail | packets | fragment, malformed or not_ip (ok is left out); what is malformed, or the policy's error |
 //	| verdictd.mark, .uid, .gid | packets | packet mark, if not 0; owner of the sending socket |
-//	| verdictd.process | verdict, drop, flow | owner of the local socket, with the keys of input.process; parents is an array |
+//	| verdictd.process | verdict, drop, flow | owner of the local socket, with the keys of input.process; parents is an array; in flow the one that was judged |
+//	| verdictd.process_before | verdict, drop | who owned it when the flow was judged before, if that is another one |
+//	| verdictd.process_at_end | flow | who owned it at the end, if that is another one |
 //	| verdictd.offloaded | flow | true if the kernel let later packets pass by: the counters lack them |
 //	| verdictd.rule, .message | verdict, drop, flow | the rule that decided, and the free text of its author |
 //	| verdictd.reason | verdict, drop, flow | why: policy, established, related, malformed, policy_error … |

@@ -231,7 +231,14 @@ func (x *Encoder) appendOwn(b []byte, e *Event) []byte {
 		b = number(b, "gid", uint64(e.GID))
 	}
 	if e.Owner != nil {
-		b = x.appendOwner(b, e.Owner)
+		b = x.appendOwner(b, "process", e.Owner)
+	}
+	switch {
+	case e.OtherOwner == nil:
+	case e.Kind == FlowEnd:
+		b = x.appendOwner(b, "process_at_end", e.OtherOwner)
+	default:
+		b = x.appendOwner(b, "process_before", e.OtherOwner)
 	}
 	if e.Offloaded {
 		b = boolean(b, "offloaded", true)

@@ -13,13 +13,13 @@ import (
 // anew.
 const maxOwners = 256
 
-// appendOwner appends who owns the local socket. An owner never changes, and
-// mostly has more than one flow: it is encoded once.
-func (x *Encoder) appendOwner(b []byte, o *process.Owner) []byte {
+// appendOwner appends who owns the local socket, under that name. An owner never
+// changes, and mostly has more than one flow: it is encoded once.
+func (x *Encoder) appendOwner(b []byte, name string, o *process.Owner) []byte {
+	b = key(b, name)
 	if text, ok := x.owners[o.ID]; ok {
-		return append(key(b, "process"), text...)
+		return append(b, text...)
 	}
-	b = key(b, "process")
 	begin := len(b)
 	b = encodeOwner(b, o)
 	if o.ID == 0 { // it is of no daemon

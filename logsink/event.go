@@ -63,6 +63,7 @@ type Event struct {
 	HasGID     bool
 	UID, GID   uint32
 	Owner      *process.Owner // of the local socket; nil if nobody was asked
+	OtherOwner *process.Owner // FlowDecision: who owned it when the flow was judged before; FlowEnd: who owns it at the end; nil if it is Owner
 	Length     uint32
 	TTL, TOS   uint8
 	IPID       uint32
