@@ -92,6 +92,7 @@ type entry struct {
 	key         flowKey
 	id          uint64
 	start, last int64 // Unix nanoseconds
+	settles     int64 // Unix nanoseconds until which the owner is looked for at each packet
 	packets     [2]uint64
 	bytes       [2]uint64
 	slot        [2]slot

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"time"
+
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/rules"
@@ -91,6 +93,11 @@ func (t *owners) give(number uint32) {
 	t.free = append(t.free, number)
 }
 
+// settleTime is how long after a change the owner of a flow is looked for at each
+// packet, in nanoseconds: what changes hands is counted as it begins, and takes the
+// kernel some microseconds.
+const settleTime = int64(5 * time.Millisecond)
+
 // attribute makes the owner of the socket of flow e a fact about the packet, of
 // direction dir. It is looked for only if it may have changed since the flow's last
 // packet, or if the packet begins a TCP connection. Of a forwarded flow it is only
@@ -108,7 +115,10 @@ func (w *Worker) attribute(e *entry, dir int, m *packet.Meta) {
 	if m.Hook == packet.Input || m.Hook == packet.Prerouting {
 		w.local = w.local.Reverse()
 	}
-	if now := a.Changes(&w.local); now != e.changes || w.begins() {
+	if now := a.Changes(&w.local); now != e.changes || m.Time < e.settles || w.begins() {
+		if e.changes != 0 && now != e.changes {
+			e.settles = m.Time + settleTime
+		}
 		e.changes = now // read before Owner: what changes meanwhile is seen next time
 		w.replaceOwner(e, a.Owner(m, &w.pkt))
 	}

@@ -258,6 +258,25 @@ func TestForwardedAnswersKeepTheOwner(t *testing.T) {
 	b.want(packet.Forward, udp(client, server), packet.Drop, engine.ReasonPolicy)
 }
 
+// A change of hands is counted as it begins: the owner is looked for until it must
+// be done.
+func TestOwnerSettles(t *testing.T) {
+	served, thief := program(1, "/served"), program(2, "/thief")
+	r := &registry{owner: served}
+	b := ownedBench(t, r, onlyExe(t, packet.Input, "/served"))
+	b.want(packet.Input, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	r.changes++
+	b.want(packet.Input, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	r.owner = thief // not counted once more
+	b.want(packet.Input, udp(client, server), packet.Drop, engine.ReasonPolicy)
+	b.now += int64(1e9)
+	asked := r.asked
+	b.want(packet.Input, udp(client, server), packet.Drop, engine.ReasonPolicy)
+	if r.asked != asked {
+		t.Error("the owner is still looked for a second later")
+	}
+}
+
 // A hash that is computed later lets through what waited for it.
 func TestHashComesLater(t *testing.T) {
 	r := &registry{owner: program(1, "/curl")}

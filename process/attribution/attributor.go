@@ -40,7 +40,7 @@ func (a *Attributor) Close() error {
 	return a.diag.Close()
 }
 
-// Changes reads two numbers in memory.
+// Changes reads three numbers in memory.
 func (a *Attributor) Changes(k *packet.Key) uint32 {
 	n := a.r.revision.Load()
 	if a.r.rec != nil {

@@ -54,8 +54,19 @@ func (p *programs) parts(forward bool) []*part {
 		hook("post_bind4", ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind, HookBind),
 		hook("post_bind6", ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind, HookBind),
 	}
+	for _, version := range []string{"4", "6"} {
+		bind, connect := ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet4Connect
+		if version == "6" {
+			bind, connect = ebpf.AttachCGroupInet6PostBind, ebpf.AttachCGroupInet6Connect
+		}
+		all = append(all,
+			&part{name: "port_bind" + version, typ: ebpf.CGroupSock, attach: bind, ins: p.portTaken()},
+			&part{name: "port_connect" + version, typ: ebpf.CGroupSockAddr, attach: connect, ins: p.portConnected()},
+		)
+	}
 	if p.offsets != nil {
 		all = append(all,
+			&part{name: "port_release", typ: ebpf.CGroupSock, attach: ebpf.AttachCgroupInetSockRelease, optional: true, ins: p.portReleased()},
 			&part{name: "exec", typ: ebpf.RawTracepoint, point: "sched_process_exec", optional: true, ins: p.exec()},
 			&part{name: "fork", typ: ebpf.RawTracepoint, point: "sched_process_fork", optional: true, ins: p.fork()},
 			&part{name: "exit", typ: ebpf.RawTracepoint, point: "sched_process_exit", optional: true, ins: p.exit()},

@@ -26,7 +26,11 @@
 //     hooks for a process without a record of what it runs now: so also of
 //     processes older than the recorder.
 //
-// All three are LRU maps: they never refuse, they forget. Nothing is deleted on
+//   - changes, numbers that say when to look again: of a flow's record, of what a
+//     process runs, and of the sockets at a port ([Recorder.Changes]). Cgroup hooks at
+//     post_bind, connect and sock_release count the last, but for TCP.
+//
+// The first three are LRU maps: they never refuse, they forget. Nothing is deleted on
 // close: socket cookies are not used twice, and packets may still be under way.
 //
 // Sockets older than the recorder have no owner yet. [Recorder.Holders] lists which

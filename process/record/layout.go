@@ -171,8 +171,8 @@ func word(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 func nativeBig() bool { return binary.NativeEndian.Uint16([]byte{0, 1}) == 1 }
 
 // The changes map is one array of counters: those of flows, of which one is named
-// by the top bits of a flow's hash, and those of execve, named by the low bits of
-// a pid.
+// by the top bits of a flow's hash, those of execve, named by the low bits of a pid,
+// and those of sockets that come to a port or leave it, named by its low bits.
 const (
 	bucketBits  = 10
 	buckets     = 1 << bucketBits

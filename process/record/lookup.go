@@ -120,13 +120,19 @@ func (r *Recorder) Process(pid uint32, execID uint64, p *Process) bool {
 }
 
 // Changes returns a number that is another one once a flow of the key's bucket
-// was recorded for the first time, with another socket or with another owner.
-// Many flows share a bucket. The same number as before a call of Flow means
-// that Flow would say the same again, unless the record was forgotten.
+// was recorded for the first time, with another socket or with another owner, or,
+// unless it is TCP, once a socket was bound to a port of the bucket of k.SrcPort, was
+// connected from there or closed. Many flows share a bucket. The same number as
+// before a call of Flow means that Flow would say the same again, unless the record
+// was forgotten. Connecting and closing are counted just before they are done.
 //
 // No system call, no allocation; for several goroutines, but not after Close.
 func (r *Recorder) Changes(k *packet.Key) uint32 {
-	return r.maps.numbers[hash(k)>>bucketShift].Load()
+	n := r.maps.numbers[hash(k)>>bucketShift].Load()
+	if k.Protocol != packet.ProtoTCP {
+		n += r.maps.numbers[2*buckets+int(k.SrcPort)%buckets].Load()
+	}
+	return n
 }
 
 // Execs returns a number that is another one once the process has executed a

@@ -39,7 +39,7 @@ type maps struct {
 
 	// memory is the changes map. It is mapped until close.
 	memory  []byte
-	numbers *[2 * buckets]atomic.Uint32
+	numbers *[3 * buckets]atomic.Uint32
 }
 
 // spec describes one map and says where it is kept.
@@ -63,7 +63,7 @@ func (m *maps) specs(cfg Config) []spec {
 		{"owners", ebpf.LRUHash, 8, uint32(ownerSize), number(cfg.Owners, defaultOwners), 0, true, &m.owners},
 		{"flows", ebpf.LRUHash, uint32(keySize), uint32(flowSize), number(cfg.Flows, defaultFlows), 0, true, &m.flows},
 		{"processes", ebpf.LRUHash, 8, uint32(processSize), number(cfg.Processes, defaultProcesses), 0, true, &m.processes},
-		{"changes", ebpf.Array, 4, 2 * buckets * 4, 1, mmapable, true, &m.changes},
+		{"changes", ebpf.Array, 4, 3 * buckets * 4, 1, mmapable, true, &m.changes},
 		{"counters", ebpf.Array, 4, counters * 8, 1, 0, false, &m.counters},
 		{"scratch", ebpf.Hash, 8, uint32(processSize), scratchEntries(), 0, false, &m.scratch},
 		{"zeros", ebpf.Array, 4, uint32(processSize), 1, 0, false, &m.zeros},
@@ -94,14 +94,14 @@ func (m *maps) open(cfg Config) (taken []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("map the memory of map changes: %v (needs Linux 5.5)", err)
 	}
-	m.numbers = (*[2 * buckets]atomic.Uint32)(unsafe.Pointer(&m.memory[0]))
+	m.numbers = (*[3 * buckets]atomic.Uint32)(unsafe.Pointer(&m.memory[0]))
 	return taken, nil
 }
 
 // mapped is the size of the changes map in whole pages.
 func mapped() int {
 	page := os.Getpagesize()
-	return (2*buckets*4 + page - 1) / page * page
+	return (3*buckets*4 + page - 1) / page * page
 }
 
 // label is the name of the map in the kernel: at most 15 bytes.

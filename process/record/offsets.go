@@ -22,10 +22,10 @@ type offsets struct {
 	nsNumber                                                                int16
 	volume                                                                  volumeOffsets
 
-	skbSock, sockNet, netCookie, sockCookie, sockState, sockListener, sockType int16
-	opsSock                                                                    int16
-	kernSock                                                                   int16 // byte of the bit sk_kern_sock
-	kernMask                                                                   uint8 // that bit in the byte
+	skbSock, sockNet, netCookie, sockCookie, sockState, sockListener, sockPort, sockType int16
+	opsSock                                                                              int16
+	kernSock                                                                             int16 // byte of the bit sk_kern_sock
+	kernMask                                                                             uint8 // that bit in the byte
 }
 
 // fields looks up offsets and keeps the first error.
@@ -110,6 +110,7 @@ func (f *fields) sock(o *offsets) {
 	o.sockNet = f.at("sock_common", 8, "skc_net", "net")
 	o.netCookie = f.at("net", 8, "net_cookie")
 	o.sockCookie = f.at("sock_common", 8, "skc_cookie")
+	o.sockPort = f.at("sock_common", 2, "skc_num")
 	o.sockState = f.at("sock_common", 1, "skc_state")
 	o.sockListener = f.at("sock_common", 8, "skc_listener")
 	o.sockType = f.at("sock", 2, "sk_type")

@@ -91,12 +91,12 @@ func TestLabNothingStays(t *testing.T) {
 		}
 		now := held(t)
 		maps.Copy(ours, now)
-		// 7 maps; 13 links; 13 programs by their links, and the flow program.
-		if len(now) != 7+13+14 {
+		// 7 maps; 18 links; 18 programs by their links, and the flow program.
+		if len(now) != 7+18+19 {
 			t.Errorf("holds %v", now)
 		}
 		s := r.Stats()
-		const programs = 14
+		const programs = 19
 		if len(s.Programs) != programs || len(s.Missing) != 0 {
 			t.Fatalf("got %+v", s)
 		}
