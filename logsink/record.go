@@ -271,7 +271,7 @@ func (l *line) carries(path string) bool {
 		return l.Own.Status != "" // the first fragment looks like a whole packet
 	case "ip.ttl", "ip.dscp", "ip.ecn", "packet.length", "udp.length":
 		return l.header() != nil
-	case "tcp.flags.ece", "tcp.flags.cwr":
+	case "tcp.flags.ece", "tcp.flags.cwr", "answers_multicast", "icmp.related":
 		return false
 	case "tcp.src_port", "tcp.dst_port":
 		return true
