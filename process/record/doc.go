@@ -17,10 +17,12 @@
 //   - owners, socket cookie to [Owner]: who made the socket, or connected,
 //     bound or sent by it since. Cgroup hooks at sock_create, connect, sendmsg
 //     (UDP without a connection) and post_bind.
+//
 //   - flows, five-tuple to [Flow]: the socket that sent it, with a copy of its
 //     owner as it was when that packet was sent. Written by the program for a
 //     rule ([Recorder.FlowProgram]) and, with Config.Forward, by
 //     cgroup_skb/egress for processes in other network namespaces.
+//
 //   - processes, pid to [Process]: the program that runs, by its file and not by
 //     the name given to execve. Written at exec, fork and exit, and by the cgroup
 //     hooks for a process without a record of what it runs now: so also of
