@@ -39,6 +39,24 @@ const anyKey = "bundle-key"
 // maxKeySize bounds the files of keys and tokens.
 const maxKeySize = 1 << 20
 
+// isFile returns whether the key is the name of a file.
+func (k BundleKey) isFile() bool {
+	return k.Key != "" && !strings.HasPrefix(strings.TrimSpace(k.Key), "-----BEGIN")
+}
+
+// current returns the content of the key's file, or why it cannot be read; the
+// same text as long as nothing changes.
+func (k BundleKey) current() string {
+	if !k.isFile() {
+		return ""
+	}
+	data, err := readSmall(k.Key)
+	if err != nil {
+		return "unread: " + err.Error()
+	}
+	return string(data)
+}
+
 // verification returns what OPA's bundle reader wants to know; nil without a
 // key.
 func (k BundleKey) verification() (*bundle.VerificationConfig, error) {
@@ -83,7 +101,7 @@ func (k BundleKey) text() (string, error) {
 		return "", fmt.Errorf("bundle-alg %q is not known (want RS256, PS256, ES256, HS256, or one of them with 384 or 512)", alg)
 	}
 	text, name := k.Key, "bundle-key"
-	if !strings.HasPrefix(strings.TrimSpace(text), "-----BEGIN") {
+	if k.isFile() {
 		data, err := readSmall(k.Key)
 		if err != nil {
 			return "", fmt.Errorf("read bundle-key: %w", err)

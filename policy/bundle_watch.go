@@ -17,18 +17,37 @@ func watchServer(ctx context.Context, w watch) error {
 	p := poll{watch: w, server: server}
 	delay := p.begin()
 	for {
-		timer := time.NewTimer(delay)
-		insist := false
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		insist := p.wait(ctx, delay)
+		if ctx.Err() != nil {
 			return nil
-		case <-w.cfg.Reload:
-			timer.Stop()
-			insist = true
-		case <-timer.C:
 		}
 		delay = p.turn(ctx, insist)
+	}
+}
+
+// keyEvery is how often the key's file is looked at while the server's bundle
+// stands refused.
+const keyEvery = 2 * time.Second
+
+// wait waits until the server is to be asked, and returns whether a reload is
+// asked for.
+func (p *poll) wait(ctx context.Context, delay time.Duration) (insist bool) {
+	timer, look := time.NewTimer(delay), time.NewTicker(keyEvery)
+	defer timer.Stop()
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-p.cfg.Reload:
+			return true
+		case <-timer.C:
+			return false
+		case <-look.C:
+			if p.rekeyed() {
+				return false
+			}
+		}
 	}
 }
 
@@ -37,6 +56,8 @@ type poll struct {
 	watch
 	server   *server
 	etag     string // of the bundle last seen, good or not
+	refused  bool   // that bundle was refused
+	key      string // the key as it was then
 	longPoll bool   // the server offers it
 	failures int    // in a row
 	problem  string // as last reported to OnServer; empty if all is well
@@ -86,23 +107,27 @@ func (p *poll) turn(ctx context.Context, insist bool) time.Duration {
 	return max(0, p.retry()-time.Since(start))
 }
 
-// ask asks the server, and anew when a reload is asked for meanwhile. It
-// returns whether a reload was.
+// rekeyed returns whether the bundle last seen was refused and the key is
+// another one since: then it may be good.
+func (p *poll) rekeyed() bool { return p.refused && p.key != p.cfg.Source.Bundle.Key.current() }
+
+// ask asks the server, and anew when a reload is asked for or the key changes
+// meanwhile. It returns whether a reload was.
 func (p *poll) ask(ctx context.Context, insist bool) (*answer, bool, error) {
 	for {
 		etag := p.etag
-		if insist {
+		if insist || p.rekeyed() {
 			etag = ""
 		}
-		a, again, err := p.askUntilReload(ctx, etag)
+		a, again, reload, err := p.askUntilNews(ctx, etag)
+		insist = insist || reload
 		if !again {
 			return a, insist, err
 		}
-		insist = true
 	}
 }
 
-func (p *poll) askUntilReload(ctx context.Context, etag string) (a *answer, again bool, err error) {
+func (p *poll) askUntilNews(ctx context.Context, etag string) (a *answer, again, reload bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan struct{})
@@ -110,24 +135,39 @@ func (p *poll) askUntilReload(ctx context.Context, etag string) (a *answer, agai
 		defer close(done)
 		a, err = p.server.fetch(ctx, etag, etag != "" && p.longPoll)
 	}()
-	select {
-	case <-done:
-		return a, false, err
-	case <-p.cfg.Reload:
+	look := time.NewTicker(keyEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-done:
+			return a, false, false, err
+		case <-look.C:
+			if etag == "" || !p.rekeyed() { // without an ETag the bundle comes anyway
+				continue
+			}
+		case <-p.cfg.Reload:
+			reload = true
+		}
 		cancel()
 		<-done
-		return nil, true, nil
+		return nil, true, reload, nil
 	}
 }
 
 // take hands on the bundle that the server gave, unless it is what was seen
 // last, and keeps it if it is good.
 func (p *poll) take(ctx context.Context, a *answer, insist bool) {
+	p.key = p.cfg.Source.Bundle.Key.current()
 	files, errs := p.cfg.Source.Bundle.open(p.server.shown, a.packed)
-	p.see(ctx, files, errs, insist, func(good *Policy) {
+	accepted := false
+	seen := p.see(ctx, files, errs, insist, func(good *Policy) {
+		accepted = true
 		good.etag, good.longPoll = a.etag, a.longPoll
 		good.origin.Problem = keep(p.cfg.Source, a.packed)
 	})
+	if seen {
+		p.refused = !accepted
+	}
 }
 
 // report tells OnServer when the server's state has changed.

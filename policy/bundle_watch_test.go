@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -139,6 +141,43 @@ func TestWatchServer(t *testing.T) {
 	e.reload <- struct{}{}
 	e.revision(t, "r1")
 	e.quiet(t)
+}
+
+// TestWatchKeyChanges has the server and a file offer what is signed by a key that
+// is not here yet: it is taken when the key is, without a reload.
+func TestWatchKeyChanges(t *testing.T) {
+	before, after := ecKey(t), ecKey(t)
+	signed := func(revision string, with keyPair) []byte {
+		return pack(t, sign(t, list(revision), with.private, "ES256", "", ""))
+	}
+	for _, kind := range []string{"server", "server, long polling", "file"} {
+		t.Run(kind, func(t *testing.T) {
+			key := filepath.Join(t.TempDir(), "key.pem")
+			must(t, os.WriteFile(key, []byte(before.public), 0o600))
+			s, h := serve(t, signed("r1", before), `"1"`)
+			src := remote(t, h.URL)
+			offer := func(packed []byte) { s.set(packed, `"2"`, nil) }
+			switch kind {
+			case "server, long polling":
+				s.longPoll = time.Minute
+				src.Bundle.Server.LongPoll = time.Minute
+			case "file":
+				src = policy.Source{Path: bundleFile(t, signed("r1", before))}
+				offer = func(packed []byte) { must(t, os.WriteFile(src.Path, packed, 0o600)) }
+			}
+			src.Bundle.Key = policy.BundleKey{Key: key, Algorithm: "ES256"}
+			e := watchURL(t, src, load(t, src))
+			offer(signed("r2", after))
+			e.refused(t, "verify JWT signature")
+			sent := s.answers(200)
+			must(t, os.WriteFile(key, []byte(after.public), 0o600))
+			e.revision(t, "r2")
+			if n := s.answers(200) - sent; n > 1 {
+				t.Errorf("the bundle was sent %d times after the key changed, want once", n)
+			}
+			e.quiet(t)
+		})
+	}
 }
 
 // TestWatchServerDies ends the server and starts another one at its address.

@@ -261,6 +261,11 @@ func (s Source) watchDirs() []string {
 	for _, dir := range watchDirs(s.Path) {
 		dirs[dir] = true
 	}
+	if s.Bundle.Key.isFile() { // another key may make a refused bundle good
+		for _, dir := range watchDirs(s.Bundle.Key.Key) {
+			dirs[dir] = true
+		}
+	}
 	if isPlain(s.Path) {
 		files, _ := s.read() // what is wrong with them is reported where they are loaded
 		for i := range files {

@@ -161,29 +161,31 @@ func (w *watch) look(ctx context.Context, insist bool) {
 }
 
 // see hands on what files are, unless they are what was seen last and the
-// caller does not insist. It calls accept before with a policy that is good.
-func (w *watch) see(ctx context.Context, files []file, errs Errors, insist bool, accept func(*Policy)) {
+// caller does not insist, and returns whether it did. It calls accept before with a
+// policy that is good.
+func (w *watch) see(ctx context.Context, files []file, errs Errors, insist bool, accept func(*Policy)) bool {
 	now := unread + errs.Error()
 	if len(errs) == 0 {
 		now = hash(files)
 	}
 	if now == w.seen && !insist {
-		return
+		return false
 	}
 	w.seen = now
 	if len(errs) > 0 {
 		w.cfg.OnChange(nil, errs.sorted())
-		return
+		return true
 	}
 	p, err := load(ctx, w.cfg.Source, files, w.old)
 	if ctx.Err() != nil {
-		return // cut short: says nothing about the policy
+		return false // cut short: says nothing about the policy
 	}
 	if err == nil {
 		accept(p)
 		w.old = p
 	}
 	w.cfg.OnChange(p, err)
+	return true
 }
 
 // follow makes notify watch the directories that the policy's files are in
