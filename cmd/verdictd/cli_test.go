@@ -319,7 +319,7 @@ func TestSystemdUnit(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "verdictd.service")
-	unit = bytes.Replace(unit, []byte("ExecStart=/usr/local/sbin/verdictd "), []byte("ExecStart="+self+" "), 1)
+	unit = bytes.ReplaceAll(unit, []byte("=/usr/local/sbin/verdictd "), []byte("="+self+" "))
 	if err := os.WriteFile(path, unit, 0o600); err != nil {
 		t.Fatal(err)
 	}

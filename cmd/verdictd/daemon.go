@@ -54,6 +54,10 @@ type daemon struct {
 	heir     *heir             // has taken or is taking our place
 	upgrades *net.UnixListener // nil if there is none
 
+	// configured reads the settings anew, and returns the file that they are in;
+	// nil: they cannot change.
+	configured func() (file string, s settings, err error)
+
 	outputs []logsink.Output // in place of those that the settings name
 	ready   func()           // called once packets are judged
 
@@ -346,7 +350,9 @@ func (d *daemon) followHangups(ctx context.Context) error {
 			return nil
 		case <-hangups:
 			d.audit.Reopen()
-			d.observer.reload.request(ctx, nil)
+			if r := d.reread(); r.Error == "" {
+				d.observer.reload.request(ctx, nil)
+			}
 		}
 	}
 }
@@ -356,6 +362,7 @@ func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) 
 	if err != nil {
 		d.log.Error("policy refused, the old one stays", "error", err, "generation", d.generation)
 		d.audit.Admin("policy_refused", err.Error())
+		d.observer.refuse(err)
 		d.reloaded(policyErrors(err))
 		return
 	}

@@ -126,7 +126,7 @@ status: the daemon is starting or stopping, and its rules are not in.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, flagError(err)) })
 	root.SetHelpCommand(newHelpCommand())
 	root.AddCommand(
-		newRunCommand(e), newUpgradeCommand(e), newStatusCommand(e), newSocketsCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
+		newRunCommand(e), newConfigCommand(e), newUpgradeCommand(e), newStatusCommand(e), newSocketsCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
 		newSchemaCommand(e), newRulesCommand(e), newEvalCommand(e), newWhyCommand(e),
 		newHookCommand(e), newDoctorCommand(e), newDemoCommand(e), newManCommand(e),
 	)

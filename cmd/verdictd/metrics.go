@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/ledger"
 	"github.com/verdictd/verdictd/logsink"
 )
@@ -25,6 +26,7 @@ func numbers() []number {
 func ownNumbers() []number {
 	return []number{
 		{"policy_generation", true, "generation of the policy in use", func(s *status) uint64 { return s.Policy.Generation }},
+		{"policy_refused_time", true, "Unix time at which a policy or bundle was refused that no good one has followed; 0 if there is none", func(s *status) uint64 { return s.Policy.Refused.since() }},
 		{"policy_evaluations", false, "evaluations of the policy", func(s *status) uint64 { return s.Policy.Evaluations }},
 		{"policy_errors", false, "evaluations that ended in an error", func(s *status) uint64 { return s.Policy.Errors }},
 		{"policy_overruns", false, "evaluations that took longer than the budget", func(s *status) uint64 { return s.Policy.Overruns }},
@@ -70,6 +72,10 @@ func (st *status) counters(now time.Time) []logsink.Counter {
 func (st *status) appendMetrics(b []byte) []byte {
 	b = head(b, "verdictd_info", "gauge", "version and policy")
 	b = fmt.Appendf(b, "verdictd_info{version=%q,mode=%q,fail=%q,sha256=%q} 1\n", st.Version, st.Mode, st.Fail, st.Policy.SHA256)
+	if r := st.Policy.Refused; r != nil {
+		b = head(b, "verdictd_policy_refused_info", "gauge", "why the policy or bundle was refused that was offered last")
+		b = fmt.Appendf(b, "verdictd_policy_refused_info{reason=%q} 1\n", terminal.Line(r.first()))
+	}
 	b = head(b, "verdictd_start_time_seconds", "gauge", "Unix time of the start")
 	b = fmt.Appendf(b, "verdictd_start_time_seconds %d\n", st.Started.Unix())
 	last := ""

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,6 +47,9 @@ type policyStatus struct {
 	Loaded     time.Time `json:"loaded"`
 	Engine     string    `json:"engine"` // compiled or topdown
 
+	// What was offered since and refused; nil if the policy in use is the latest.
+	Refused *refusedPolicy `json:"refused,omitempty"`
+
 	// Errors of the policy in use by the place in it that is to blame.
 	ErrorsAt map[string]uint64 `json:"errors_at,omitempty"`
 
@@ -58,6 +62,26 @@ type policyStatus struct {
 	Evaluations uint64 `json:"evaluations"`
 	Errors      uint64 `json:"errors"`   // Overruns included
 	Overruns    uint64 `json:"overruns"` // evaluations that took longer than --policy-budget
+}
+
+// refusedPolicy is a policy or bundle that did not come into use.
+type refusedPolicy struct {
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason"`
+}
+
+// since returns when the policy was refused, in Unix time; 0 if none is.
+func (r *refusedPolicy) since() uint64 {
+	if r == nil {
+		return 0
+	}
+	return uint64(r.At.Unix())
+}
+
+// first returns the first line of the reason.
+func (r *refusedPolicy) first() string {
+	line, _, _ := strings.Cut(r.Reason, "\n")
+	return line
 }
 
 // judgedStatus says where verdicts came from. Its counts may lag behind those
@@ -111,8 +135,9 @@ type observer struct {
 	mu       sync.Mutex
 	policy   *policy.Policy // in use
 	loaded   time.Time
-	overruns uint64        // of earlier policies
-	ruleset  *hook.Ruleset // in the kernel; nil: none of ours
+	refused  *refusedPolicy // offered since; nil: none
+	overruns uint64         // of earlier policies
+	ruleset  *hook.Ruleset  // in the kernel; nil: none of ours
 }
 
 // openObserver opens what others may ask by.
@@ -231,7 +256,15 @@ func (d *daemon) obey(ctx context.Context, command string) (any, error) {
 		return d.sockets(ctx)
 	case commandReload:
 		d.audit.Reopen()
-		return d.observer.reload.run(ctx)
+		c := d.reread()
+		if c.Error != "" {
+			return &reloadResult{Config: c}, nil
+		}
+		r, err := d.observer.reload.run(ctx)
+		if err == nil {
+			r.Config = c
+		}
+		return r, err
 	}
 	return nil, fmt.Errorf("unknown command %q: want %s, %s or %s", command, commandStatus, commandSockets, commandReload)
 }
@@ -289,7 +322,7 @@ func (d *daemon) status() (*status, error) {
 	defer o.mu.Unlock()
 	snapshot, _ := d.engine.Snapshot()
 	st.Policy = policyStatus{
-		Source: d.source().String(), Generation: snapshot.Generation, SHA256: snapshot.Hash, Loaded: o.loaded,
+		Source: d.source().String(), Generation: snapshot.Generation, SHA256: snapshot.Hash, Loaded: o.loaded, Refused: o.refused,
 		Evaluations: s.Evaluated, Errors: s.PolicyErrors, Overruns: o.overruns + o.policy.Stats().Overruns,
 		Engine: o.policy.Engine().String(), ErrorsAt: o.policy.Stats().Places,
 	}
@@ -330,7 +363,14 @@ func (o *observer) inUse(p *policy.Policy) {
 	if o.policy != nil {
 		o.overruns += o.policy.Stats().Overruns
 	}
-	o.policy, o.loaded = p, time.Now()
+	o.policy, o.loaded, o.refused = p, time.Now(), nil
+}
+
+// refuse notes that a policy was refused.
+func (o *observer) refuse(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.refused = &refusedPolicy{At: time.Now(), Reason: err.Error()}
 }
 
 // current returns the policy in use.

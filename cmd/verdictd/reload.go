@@ -15,6 +15,7 @@ type reloadResult struct {
 	Generation uint64          `json:"generation"` // in use now
 	SHA256     string          `json:"sha256"`     // of the policy in use now
 	Errors     []*policy.Error `json:"errors,omitempty"`
+	Config     configResult    `json:"config"`
 }
 
 // reloader asks policy.Watch to load the policy again, and finds out what came

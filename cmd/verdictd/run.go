@@ -34,7 +34,9 @@ does not accept are dropped; --mode monitor accepts them and records what would
 have been dropped.
 
 SIGHUP, or verdictd reload, loads the policy again and reopens the log file; a
-changed policy file is loaded at once. A policy with an error, or whose own
+changed policy file is loaded at once. The configuration file is read again too:
+if it is broken, nothing is loaded; settings that have changed are named, and take
+effect with verdictd upgrade. A policy with an error, or whose own
 tests fail, is refused and the old one stays. The same holds for a bundle on a
 server, which is asked for again and again; the last good one is kept in a file,
 and used if the server cannot be reached when verdictd starts. SIGINT and SIGTERM
@@ -109,6 +111,10 @@ func newRunCommand(e env) *cobra.Command {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
 			d := newDaemon(e, s)
+			d.configured = func() (string, settings, error) {
+				s, err := readSettings(file, cmd.Flags())
+				return file, s, err
+			}
 			if d.line, err = newSuccession(); err != nil {
 				return err
 			}

@@ -115,11 +115,21 @@ SIGHUP does, and says what came of it. A policy with an error, or whose own
 tests fail, is refused: the old one stays, its errors are printed, and the exit
 code is 2.
 
+The configuration file is read again too. If it is broken, that is the error, and
+nothing is loaded; else the settings are named that differ from those in use: they
+take effect with verdictd upgrade.
+
 Needs root, or the user that verdictd runs as.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var r reloadResult
 			if err := ask(cmd.Context(), path, commandReload, reloadPatience, &r); err != nil {
+				return err
+			}
+			if r.Config.Error != "" {
+				return badInput(fmt.Errorf("configuration refused, nothing is loaded: %s", r.Config.Error))
+			}
+			if _, err := io.WriteString(e.stdout, r.Config.text()); err != nil {
 				return err
 			}
 			if r.Accepted {
@@ -169,6 +179,9 @@ func (st *status) write(w io.Writer, now time.Time) error {
 		st.Version, st.PID, st.State, since(st.Started, now), st.Mode, st.Fail, rules)
 	fmt.Fprintf(&b, "policy %s, generation %d, sha256 %.12s, %s, loaded %s ago\n\n",
 		terminal.Line(st.Policy.Source), st.Policy.Generation, st.Policy.SHA256, st.Policy.Engine, since(st.Policy.Loaded, now))
+	if r := st.Policy.Refused; r != nil {
+		fmt.Fprintf(&b, "another policy was refused %s ago, and this one stays: %s\n\n", since(r.At, now), terminal.Line(r.first()))
+	}
 	b.Write(st.accounts())
 	fmt.Fprintf(&b, "\n%s\n\n", st.verdict())
 	fmt.Fprintf(&b, "flows      %d of %d remembered, %d new, %d evicted, %d found no room\n",

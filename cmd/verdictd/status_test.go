@@ -35,6 +35,7 @@ func sampleStatus() *status {
 		Policy: policyStatus{
 			Source: "policy.rego", Generation: 3, SHA256: "0dc8f2ee55c58db84f88da5496c66fefc793a5f18b7fc31cec8968f3bf7b9759",
 			Loaded: start.Add(time.Hour), Evaluations: 44, Errors: 5, Overruns: 2, Engine: "compiled", Compared: 3,
+			Refused:  &refusedPolicy{At: start.Add(2 * time.Hour), Reason: "policy.rego:3:1: rego_parse_error: \x1b[2Jno\nsecond line"},
 			ErrorsAt: map[string]uint64{"policy.rego:12:1": 3, "over budget": 2},
 		},
 		Packets: ledger.Ledger{Settled: true, Closes: true, Rules: true, Total: total, Queues: []ledger.QueueAccount{

@@ -1,0 +1,84 @@
+package main_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/verdictd/verdictd/internal/control"
+)
+
+// TestLabReloadConfig reloads with a changed and with a broken configuration, and
+// with a broken policy: each time it is said what came of it, and a refused policy
+// stays in the status until a good one comes.
+func TestLabReloadConfig(t *testing.T) {
+	setup(t)
+	ns := namespace(t, "config")
+	v := newVerdictdAt(t, ns)
+	dir := t.TempDir()
+	file, rego, ctl := filepath.Join(dir, "v.yaml"), filepath.Join(dir, "p.rego"), filepath.Join(dir, "ctl")
+	configure := func(more string) {
+		writeFile(t, file, fmt.Sprintf("policy: %s\ncontrol: %s\n%s", rego, ctl, more))
+	}
+	configure("")
+	writeFile(t, rego, acceptAll)
+	d := v.daemon("--config", file)
+	type told struct {
+		Policy struct {
+			SHA256  string
+			Refused *struct {
+				At     time.Time
+				Reason string
+			}
+		}
+	}
+	status := func() (st told) {
+		t.Helper()
+		if err := control.Call(t.Context(), ctl, "status", &st); err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	const broken = "package verdictd\ndecision := {\n"
+	steps := []struct {
+		name, config, policy string
+		code                 int
+		says                 string
+		refused              string // in the status afterwards
+	}{
+		{"nothing has changed", "", acceptAll, 0, "v.yaml: nothing has changed\npolicy loaded: ", ""},
+		{"settings have changed", "flows: 100\nlog:\n  keep: 7\n", acceptAll, 0, "in effect after verdictd upgrade: flows, log.keep\n", ""},
+		{"the configuration is broken", "flows: many\n", acceptAll, 2, "configuration refused, nothing is loaded: " + file + ":3:8: ", ""},
+		{"a value is wrong", "flows: 1\n", acceptAll, 2, "flows: want 64 to ", ""},
+		{"the policy is broken", "", broken, 2, "policy refused, generation ", "p.rego:"},
+		{"and still is", "", broken, 2, "policy refused, generation ", "p.rego:"},
+		{"all is well", "", acceptAll, 0, "policy loaded: ", ""},
+	}
+	first := status().Policy.SHA256
+	for _, s := range steps {
+		configure(s.config)
+		writeFile(t, rego, s.policy)
+		exit := v.command("reload", "--control", ctl)
+		if exit.Code != s.code || !strings.Contains(exit.Stdout+exit.Stderr, s.says) {
+			t.Errorf("%s: got %+v, want code %d and %q", s.name, exit, s.code, s.says)
+		}
+		st := status()
+		if st.Policy.SHA256 != first {
+			t.Errorf("%s: another policy is in use", s.name)
+		}
+		r := st.Policy.Refused
+		if (r != nil) != (s.refused != "") || r != nil && (!strings.Contains(r.Reason, s.refused) || time.Since(r.At) > time.Minute) {
+			t.Errorf("%s: got refused %+v, want %q", s.name, r, s.refused)
+		}
+		if r != nil {
+			if exit := v.command("status", "--control", ctl); !strings.Contains(exit.Stdout, "another policy was refused ") {
+				t.Errorf("%s: got status %s", s.name, exit.Stdout)
+			}
+		}
+	}
+	if code := d.Stop(); code != 0 {
+		t.Errorf("got exit code %d: %s", code, d.Stderr())
+	}
+}
