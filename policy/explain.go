@@ -52,7 +52,7 @@ func (x explainer) one(e *ast.Error) *Error {
 	case *ast.ArgErrDetail:
 		msg, hint = arguments(e.Message, d)
 	default:
-		hint = x.hint(e)
+		msg, hint = x.syntax(e, msg)
 	}
 	return errorAt(e.Location, msg, hint)
 }
@@ -76,6 +76,9 @@ func missing(d *ast.RefErrInvalidDetail) (msg, hint string) {
 		}
 	}
 	parent := d.Ref[:d.Pos].String()
+	if hint := unseen(string(key)); hint != "" && d.Pos == 1 && d.Ref[0].Equal(ast.InputRootDocument) {
+		return msg, hint
+	}
 	if best := nearest(string(key), names); best != "" {
 		return msg, fmt.Sprintf("did you mean %s.%s?", parent, best)
 	}
@@ -91,6 +94,12 @@ func mismatch(e *ast.Error, d *ast.UnificationErrDetail) (msg, hint string) {
 	msg = fmt.Sprintf("a %s never equals a %s", left, right)
 	if e.Location != nil && len(e.Location.Text) > 0 {
 		msg = tidy(string(e.Location.Text)) + " is never true: " + msg
+	}
+	switch text := msg; {
+	case strings.Contains(text, "input.uid ") || strings.Contains(text, "input.process.uid "):
+		return msg, "it is a number; the name of the user is input.process.user"
+	case strings.Contains(text, "input.gid ") || strings.Contains(text, "input.process.gid "):
+		return msg, "it is a number: see /etc/group"
 	}
 	if left == "number" && right == "string" || left == "string" && right == "number" {
 		hint = "numbers such as ports are written without quotes, addresses and names with"
@@ -114,6 +123,47 @@ func arguments(msg string, d *ast.ArgErrDetail) (string, string) {
 		want[i] = types.Sprint(t)
 	}
 	return tidy(msg), fmt.Sprintf("it is called with (%s), it takes (%s)", strings.Join(have, ", "), strings.Join(want, ", "))
+}
+
+// unseen says where to look for what verdictd does not see, or what has another
+// name than elsewhere.
+func unseen(key string) string {
+	switch key {
+	case "tls", "sni", "http", "dns", "quic", "ja3", "ja4", "payload", "data", "app", "host", "url":
+		return "a policy sees headers and the owner of the socket, not what a packet carries: verdictd schema lists all"
+	case "country", "geoip", "geo", "asn":
+		return "put networks into a data file, and test net.cidr_contains(network, input.ip.dst)"
+	case "ct", "conntrack", "state", "established":
+		return "replies to what the policy accepted pass by themselves"
+	case "src", "src_ip", "source", "source_ip", "saddr":
+		return "it is input.ip.src"
+	case "dst", "dst_ip", "dest", "destination", "daddr":
+		return "it is input.ip.dst"
+	case "proto", "protocol":
+		return "it is input.ip.protocol"
+	case "port", "dport", "dest_port":
+		return "it is input.dst_port, or input.tcp.dst_port"
+	case "user":
+		return "it is input.process.user, or input.uid for the number"
+	}
+	return ""
+}
+
+// syntax explains an error of the parser, or another without details.
+func (x explainer) syntax(e *ast.Error, msg string) (string, string) {
+	switch {
+	case e.Message == "package expected":
+		return "the policy does not say which package it is", "begin it with: package verdictd"
+	case e.Message == "empty module":
+		return "the file is empty", "begin it with: package verdictd"
+	case e.Message == "cannot assign to ref":
+		return ":= gives a name of one's own a value, and this is none", "to compare, write =="
+	case e.Message == "illegal token":
+		return "there is a character that Rego does not have", "texts stand in double quotes, \"...\", comments behind #"
+	case strings.HasPrefix(e.Message, "unexpected else keyword"):
+		return "else stands where a condition is expected", "close the body before it: } else := ..."
+	}
+	return msg, x.hint(e)
 }
 
 func (x explainer) hint(e *ast.Error) string {

@@ -31,6 +31,8 @@ const (
 	IPTablesBinary Cap = "iptables-legacy and ip6tables-legacy with NFQUEUE and NFLOG targets"
 	NFTBinary      Cap = "nft binary"
 	Tshark         Cap = "tshark binary"
+	Dnsmasq        Cap = "dnsmasq binary"
+	Busybox        Cap = "busybox binary with udhcpc"
 	GCC            Cap = "gcc binary (with libc6-dev)"
 	Btrfs          Cap = "btrfs, with mkfs.btrfs (btrfs-progs) and loop devices"
 
@@ -78,6 +80,10 @@ func probe(c Cap) error {
 		return onPath("tshark")
 	case Btrfs:
 		return onPath("mkfs.btrfs")
+	case Dnsmasq:
+		return onPath("dnsmasq")
+	case Busybox:
+		return onPath("busybox")
 	case GCC:
 		return onPath("gcc")
 	case BPF:
