@@ -242,7 +242,7 @@ func index(t *testing.T, ns *lab.Namespace) int {
 func sendQueries(t *testing.T, ns *lab.Namespace) {
 	t.Helper()
 	inZone(t, ns, func() {
-		write(t, socket(t, ns, "ip4:2", "10.99.0.2"), &net.IPAddr{IP: net.ParseIP("224.0.0.1")}, []byte{0x11, 0x64, 0xee, 0x9b, 0, 0, 0, 0})
+		write(t, socket(t, ns, "ip4:2", "10.99.0.2"), &net.IPAddr{IP: net.ParseIP("224.0.0.1")}, []byte{0x11, 1, 0xee, 0xfe, 0, 0, 0, 0})
 		query := append([]byte{130, 0, 0, 0, 0, 100, 0, 0}, make([]byte, 16)...)
 		write(t, socket(t, ns, "ip6:58", "::"), &net.IPAddr{IP: net.ParseIP("ff02::1"), Zone: "eth0"}, query)
 	})
