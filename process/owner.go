@@ -17,6 +17,10 @@ const (
 	// Diag: the socket was found by sock_diag, and the process that holds it in
 	// /proc.
 	Diag
+	// LookedUp: the kernel recorded which process used the socket, for which user and
+	// in which control group. What it runs was looked up in /proc, where it can choose
+	// that: it has executed no program since the recording began.
+	LookedUp
 	// BPFCookie: the socket was found by sock_diag, and its owner is the one
 	// recorded when the socket was used.
 	BPFCookie
@@ -27,7 +31,7 @@ const (
 
 // Sources returns all sources by the names that policies and records spell.
 func Sources() []string {
-	return []string{"unknown", "kernel", "uid-only", "diag", "bpf-cookie", "bpf-flow"}
+	return []string{"unknown", "kernel", "uid-only", "diag", "looked-up", "bpf-cookie", "bpf-flow"}
 }
 
 // String returns the source's name.

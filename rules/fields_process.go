@@ -28,7 +28,7 @@ func processFields() []Field {
 	}
 	return []Field{
 		{Path: "process.source", Kind: String, Scope: PerOwner, Enum: process.Sources(),
-			Doc: "How the process was found: bpf-flow (recorded with the packet, before it was queued), bpf-cookie (recorded when its socket was used), diag (the socket is open in that process now), uid-only (no process is known, but input.uid), kernel (no process sent the packet), unknown.",
+			Doc: "How the process was found: bpf-flow (recorded with the packet, before it was queued), bpf-cookie (recorded when its socket was used), looked-up (recorded when its socket was used, but what it runs was looked up, and it can choose that: it is older than the recording), diag (the socket is open in that process now, which need not be the one that uses it), uid-only (no process is known, but input.uid), kernel (no process sent the packet), unknown.",
 			Get: owner(func(o *process.Owner, v *Value) bool { v.Str = o.Source.String(); return true })},
 		{Path: "process.pid", Kind: Int, Scope: PerOwner, Max: math.MaxInt32, Doc: "Process id, in the initial pid namespace.",
 			Get: known(func(p *process.Process, v *Value) bool { return p.PID > 0 && num(v, p.PID) })},

@@ -29,6 +29,8 @@ follows from that, and the remedy:
   attribution   how the process that owns a socket is found. From best to worst:
                 bpf-flow    the kernel records it before the packet is queued
                 bpf-cookie  the same for sockets that receive, asked by sock_diag
+                looked-up   the kernel records which process used the socket; what
+                            that runs is looked up, as it is older than the recording
                 diag        sock_diag and /proc are asked after the packet came up;
                             programs that have ended by then are not found
                 uid-only    only the user, which comes with the packet

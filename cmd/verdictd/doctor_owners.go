@@ -126,9 +126,6 @@ func programFindings(a *attributionStatus) (all []finding) {
 // lost says what an optional program records.
 func lost(program string) string {
 	return map[string]string{
-		"exec":   "programs are known by what they ran when they first used a socket",
-		"fork":   "children are known once they use a socket",
-		"exit":   "records of ended processes look like those of living ones",
 		"accept": "accepted connections are known once they are used",
 		"egress": "who of another network namespace sends what is forwarded is not known",
 	}[program]

@@ -179,15 +179,15 @@ func TestLabDoctorDaemon(t *testing.T) {
 	if err := json.Unmarshal([]byte(exit.Stdout), &found); err != nil {
 		t.Fatalf("%v: %+v", err, exit)
 	}
-	if found.Daemon == nil || found.Daemon.PID != d.PID() || found.Owners.Sources["bpf-flow"] < datagrams || !found.Owners.Rule {
-		t.Errorf("got %+v of %+v, want %d owners of bpf-flow", found.Owners, found.Daemon, datagrams)
+	if found.Daemon == nil || found.Daemon.PID != d.PID() || found.Owners.Sources["looked-up"] < datagrams || !found.Owners.Rule {
+		t.Errorf("got %+v of %+v, want %d owners looked up: the sender is older than the daemon", found.Owners, found.Daemon, datagrams)
 	}
 	found.states(t, map[string]string{"so far": "ok", "bpf-flow": "ok", "bpf-cookie": "ok", "CAP_BPF": "ok"})
 
 	exit = labtest.Run(t, nil, "doctor", "--control", d.socket)
 	for _, want := range []string{
 		fmt.Sprintf(` runs, pid %d: asked it; rules tried here, not in its network namespace\n`, d.PID()),
-		`\n  ok       so far +\d+ bpf-flow`,
+		`\n  ok       so far +\d+ looked-up`,
 		`\n  ok       bpf-flow +recorded before the packet is queued: \d+ of \d+ BPF programs, and the rule`,
 		`\nrights of the daemon\n`,
 	} {
@@ -196,7 +196,7 @@ func TestLabDoctorDaemon(t *testing.T) {
 		}
 	}
 	exit = labtest.Run(t, nil, "status", "--control", d.socket)
-	if !regexp.MustCompile(`\nowners     \d+ unknown, .*, [1-9]\d* bpf-flow\n`).MatchString(exit.Stdout) {
+	if !regexp.MustCompile(`\nowners     \d+ unknown, .*, [1-9]\d* looked-up, \d+ bpf-cookie, \d+ bpf-flow\n`).MatchString(exit.Stdout) {
 		t.Errorf("status: got %s", exit.Stdout)
 	}
 }

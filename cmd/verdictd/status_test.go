@@ -48,7 +48,7 @@ func sampleStatus() *status {
 			Mode: "auto", Recording: true, SockDiag: true, Searches: 2, Failed: 1, Unhashed: 4, Unrecorded: 3,
 			Programs: []attribution.Program{{Name: "exec", Reason: "no BTF"}, {Name: "flow", Attached: true}},
 			Missing:  []string{"start times of processes: no BTF"},
-			Sources:  map[string]uint64{"unknown": 5, "kernel": 6, "uid-only": 7, "diag": 8, "bpf-cookie": 9, "bpf-flow": 10},
+			Sources:  map[string]uint64{"unknown": 5, "kernel": 6, "uid-only": 7, "diag": 8, "looked-up": 11, "bpf-cookie": 9, "bpf-flow": 10},
 		}},
 	}
 }

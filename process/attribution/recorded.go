@@ -79,7 +79,10 @@ func (a *Attributor) recorded(o *record.Owner, source process.Source) *process.O
 	if o.Seeded {
 		source = process.Diag
 	}
-	p := a.process(o)
+	p, vouched := a.process(o)
+	if !vouched {
+		source = min(source, process.LookedUp)
+	}
 	k := ownerKey{
 		process: p, source: source, uid: o.UID, gid: o.GID, hasGID: !o.Seeded, cgroup: o.CgroupID,
 	}
@@ -87,25 +90,25 @@ func (a *Attributor) recorded(o *record.Owner, source process.Source) *process.O
 }
 
 // process returns the process that a record names, with what it ran when it used
-// the socket. What it runs by now can be another program, even one that it may not
-// be taken for: /proc is asked only where the record cannot know, or where it is
-// who serves the socket now that counts.
-func (a *Attributor) process(o *record.Owner) *process.Process {
+// the socket. vouched says that the kernel recorded what that is, when it executed it.
+// Else the process is older than the recording, and /proc is asked, unless it runs
+// something else by now.
+func (a *Attributor) process(o *record.Owner) (p *process.Process, vouched bool) {
 	name := processKey{o.PID, o.Start}
 	if o.Seeded {
-		return a.now(name, o)
+		return a.now(name, o), false
 	}
 	k := imageKey{name, o.ExecID, o.Comm}
 	if p, ok := a.images[k]; ok {
-		return a.withHash(k, p)
+		return a.withHash(k, p), true
 	}
 	if o.Start != 0 && a.r.rec.Process(o.PID, o.ExecID, &a.proc) && a.proc.Start == o.Start {
-		return a.withHash(k, put(a.images, k, a.fromRecord(o)))
+		return a.withHash(k, put(a.images, k, a.fromRecord(o))), true
 	}
-	if o.Hook == record.HookBind || o.Hook == record.HookAccept {
-		return a.now(name, o)
+	if o.Start != 0 && a.r.rec.Running(o.PID, &a.proc) && a.proc.Start == o.Start {
+		return a.bare(o), false
 	}
-	return put(a.images, k, a.bare(o))
+	return a.now(name, o), false
 }
 
 // bare returns what the owner's own record says of its process.

@@ -25,7 +25,7 @@ func TestReportKeys(t *testing.T) {
 	const want = `{"mode":"auto","recording":false,` +
 		`"programs":[{"name":"exec","attached":false,"reason":"no BTF"},{"name":"flow","attached":true}],` +
 		`"missing":["start times: no BTF"],"unrecorded":7,"sock_diag":false,` +
-		`"sources":{"bpf-cookie":0,"bpf-flow":0,"diag":0,"kernel":0,"uid-only":0,"unknown":0},` +
+		`"sources":{"bpf-cookie":0,"bpf-flow":0,"diag":0,"kernel":0,"looked-up":0,"uid-only":0,"unknown":0},` +
 		`"searches":0,"failed":0,"unhashed":0}`
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -48,7 +48,7 @@ func TestReportProc(t *testing.T) {
 	if got.SockDiag == (got.NoSockDiag != "") {
 		t.Errorf("sock_diag: got %v and the reason %q, want one of them", got.SockDiag, got.NoSockDiag)
 	}
-	want := map[string]uint64{"unknown": 0, "kernel": 0, "uid-only": 0, "diag": 3, "bpf-cookie": 0, "bpf-flow": 0}
+	want := map[string]uint64{"unknown": 0, "kernel": 0, "uid-only": 0, "diag": 3, "looked-up": 0, "bpf-cookie": 0, "bpf-flow": 0}
 	if diff := cmp.Diff(want, got.Sources); diff != "" {
 		t.Errorf("sources (-want +got):\n%s", diff)
 	}

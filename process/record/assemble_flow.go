@@ -3,6 +3,7 @@ package record
 import (
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/verdictd/verdictd/packet"
@@ -224,8 +225,10 @@ func (p *programs) compare(c *code) {
 		asm.Ja.Label("old"),
 	)
 	c.label("socket")
-	c.lookup(p.maps.owners.FD(), flowAtCookie)
-	c.add(asm.Mov.Reg(asm.R9, asm.R0))
+	for _, owners := range []*ebpf.Map{p.maps.owners, p.maps.requests, p.maps.closed} {
+		c.lookup(owners.FD(), flowAtCookie)
+		c.add(asm.Mov.Reg(asm.R9, asm.R0), asm.JNE.Imm(asm.R9, 0, "old"))
+	}
 	c.label("old")
 	c.lookup(p.maps.flows.FD(), flowAtKey)
 	c.add(

@@ -4,6 +4,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
 )
 
 // The stack of all programs that look at the current process. Slots of eight
@@ -12,20 +13,19 @@ const (
 	slotOwner  = -int16(unsafe.Sizeof(ownerRecord{}))
 	slotCookie = slotOwner - 8
 	slotThread = slotOwner - 16 // pid_tgid: key of the scratch map
-	slotTGID   = slotOwner - 24 // processKey
+	slotTGID   = slotOwner - 24 // u32: the pid
 	slotZero   = slotOwner - 32 // u32: key of one-element arrays
 	slotStart  = slotOwner - 40 // start of the process
 	slotExec   = slotOwner - 48 // self_exec_id
 	slotTemp   = slotOwner - 56
-	slotCtx    = slotOwner - 64         // spilled context
+	slotHow    = slotOwner - 64         // flags of the update
 	slotChild  = slotOwner - 72         // processKey
 	walkAt     = slotChild - windowSize // part of a structure
 	slotBottom = walkAt
 )
 
 // owner assembles the program for a cgroup hook: cookie of the socket to owner
-// record of the caller, and a process record where there is none. It lets
-// everything pass.
+// record of the caller. It lets everything pass.
 //
 // Registers: R6 context, R7 task.
 func (p *programs) owner(hook Hook) asm.Instructions {
@@ -39,7 +39,7 @@ func (p *programs) owner(hook Hook) asm.Instructions {
 	p.write(c)
 	c.label("known")
 	if p.offsets != nil {
-		p.ensure(c)
+		p.used(c)
 	}
 	c.label("out")
 	c.end(1)
@@ -61,17 +61,6 @@ func (p *programs) current(c *code) {
 	c.follow(asm.R8, asm.R7, p.offsets.taskLeader, slotTemp)
 	c.probe(slotStart, 8, asm.R8, p.offsets.taskStart)
 	c.probe(slotExec, 8, asm.R7, p.offsets.taskExecID)
-	p.keyExec(c, slotTGID)
-}
-
-// keyExec completes a processKey on the stack, of which the pid is there, by the
-// number in slotExec.
-func (p *programs) keyExec(c *code, key int16) {
-	var k processKey
-	c.add(
-		asm.LoadMem(asm.R1, asm.R10, slotExec, asm.DWord),
-		asm.StoreMem(asm.R10, key+int16(unsafe.Offsetof(k.ExecID)), asm.R1, asm.Word), // the low half
-	)
 }
 
 // caller fills in the owner record, but for its stamp, check and name.
@@ -136,10 +125,23 @@ func (p *programs) unchanged(c *code, known string) {
 	)
 }
 
-// write completes the owner record and stores it.
+// write completes the owner record and stores it: in place of the one that R0 points
+// to, or anew if that is 0 and the share of the caller is not used up.
 func (p *programs) write(c *code) {
 	var r ownerRecord
+	share := slotOwner + int16(unsafe.Offsetof(r.Share))
 	c.label("write")
+	c.add(
+		asm.JEq.Imm(asm.R0, 0, "new"),
+		asm.LoadMem(asm.R1, asm.R0, int16(unsafe.Offsetof(r.Share)), asm.DWord),
+		asm.StoreMem(asm.R10, share, asm.R1, asm.DWord),
+		asm.StoreImm(asm.R10, slotHow, updateThere, asm.Word),
+		asm.Ja.Label("complete"),
+	)
+	c.label("new")
+	p.share(c)
+	c.add(asm.StoreImm(asm.R10, slotHow, updateNew, asm.Word))
+	c.label("complete")
 	c.stack(asm.R1, slotOwner+int16(unsafe.Offsetof(r.Comm)))
 	c.add(
 		asm.Mov.Imm(asm.R2, int32(len(r.Comm))), asm.FnGetCurrentComm.Call(),
@@ -149,59 +151,105 @@ func (p *programs) write(c *code) {
 		asm.Xor.Reg(asm.R1, asm.R0),
 		asm.StoreMem(asm.R10, slotOwner+int16(unsafe.Offsetof(r.Check)), asm.R1, asm.DWord),
 	)
-	c.stack(asm.R3, slotOwner)
-	c.update(p.maps.owners.FD(), slotCookie, updateAny)
-	c.countFailure(p.maps.counters.FD(), countOwners)
+	p.store(c)
 }
 
-// Values of linux/bpf.h and net/tcp_states.h.
-const (
-	opTimeoutInit = 1  // BPF_SOCK_OPS_TIMEOUT_INIT
-	opWindowInit  = 2  // BPF_SOCK_OPS_RWND_INIT
-	tcpNewSynRecv = 12 // TCP_NEW_SYN_RECV: a request, not yet a socket
-)
-
-// accept assembles the sock_ops program: when a SYN has made a request, the
-// request's cookie, which the accepted socket will have, gets the owner of the
-// listener.
-//
-// Registers: R6 context, R7 request, R8 listener.
-func (p *programs) accept() asm.Instructions {
+// share says in the owner record for whom the socket counts, and jumps to full if
+// that one has as many as anybody may have: so nobody can make others unknown by
+// opening sockets. It is the control group below that of the first level, which is a
+// service, a container or all that a user runs, or the user where there is none.
+func (p *programs) share(c *code) {
+	const level = 2
 	var r ownerRecord
-	o, c := p.offsets, &code{}
+	share := slotOwner + int16(unsafe.Offsetof(r.Share))
+	grouped := c.fresh()
 	c.add(
-		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.LoadMem(asm.R1, asm.R6, 0, asm.Word), // bpf_sock_ops.op
-		asm.JEq.Imm(asm.R1, opTimeoutInit, "request"),
-		asm.JNE.Imm(asm.R1, opWindowInit, "out"),
+		asm.Mov.Imm(asm.R1, level), asm.FnGetCurrentAncestorCgroupId.Call(),
+		asm.JNE.Imm(asm.R0, 0, grouped),
+		asm.LoadMem(asm.R0, asm.R10, slotOwner+int16(unsafe.Offsetof(r.UID)), asm.Word),
+		asm.LoadImm(asm.R1, -1<<63, asm.DWord),
+		asm.Or.Reg(asm.R0, asm.R1),
 	)
-	c.label("request")
-	c.zero(slotBottom, -int(slotBottom))
-	c.follow(asm.R7, asm.R6, o.opsSock, slotTemp)
-	c.probe(slotTemp, 1, asm.R7, o.sockState)
+	c.label(grouped)
+	c.add(asm.StoreMem(asm.R10, share, asm.R0, asm.DWord))
+	p.limit(c)
+}
+
+// limit jumps to full if the share of the owner record is used up.
+func (p *programs) limit(c *code) {
+	within := c.fresh()
+	c.lookup(p.maps.shares.FD(), slotOwner+int16(unsafe.Offsetof(ownerRecord{}.Share)))
 	c.add(
-		asm.LoadMem(asm.R1, asm.R10, slotTemp, asm.Byte),
-		asm.JNE.Imm(asm.R1, tcpNewSynRecv, "out"),
+		asm.JEq.Imm(asm.R0, 0, within),
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
+		asm.JSLT.Imm(asm.R1, int32(p.maps.owners.MaxEntries()/fairShare), within),
 	)
-	c.follow(asm.R8, asm.R7, o.sockListener, slotTemp)
-	c.probe(slotCookie, 8, asm.R8, o.sockCookie)
-	c.lookup(p.maps.owners.FD(), slotCookie)
-	c.add(asm.JEq.Imm(asm.R0, 0, "out"))
-	p.copyOwner(c, asm.R0, slotOwner, slotCookie, "out")
-	c.add(
-		asm.Mov.Reg(asm.R1, asm.R6), asm.FnGetSocketCookie.Call(),
-		asm.StoreMem(asm.R10, slotCookie, asm.R0, asm.DWord),
-		asm.StoreMem(asm.R10, slotOwner+int16(unsafe.Offsetof(r.Cookie)), asm.R0, asm.DWord),
-		asm.StoreImm(asm.R10, slotOwner+int16(unsafe.Offsetof(r.Hook)), int64(HookAccept), asm.Word),
-		asm.LoadMem(asm.R1, asm.R10, slotOwner+int16(unsafe.Offsetof(r.Stamp)), asm.DWord),
-		asm.Xor.Reg(asm.R1, asm.R0),
-		asm.StoreMem(asm.R10, slotOwner+int16(unsafe.Offsetof(r.Check)), asm.R1, asm.DWord),
-	)
+	c.count(p.maps.counters.FD(), countOwners)
+	c.add(asm.Ja.Label("full"))
+	c.label(within)
+}
+
+// store puts the owner record into the map as slotHow says. A new one counts for its
+// share. The label full is at the end of it.
+func (p *programs) store(c *code) {
+	share := slotOwner + int16(unsafe.Offsetof(ownerRecord{}.Share))
+	first, stored := c.fresh(), c.fresh()
 	c.stack(asm.R3, slotOwner)
-	c.update(p.maps.owners.FD(), slotCookie, updateNew)
+	c.add(asm.LoadMapPtr(asm.R1, p.maps.owners.FD()))
+	c.stack(asm.R2, slotCookie)
+	c.add(
+		asm.LoadMem(asm.R4, asm.R10, slotHow, asm.Word), asm.FnMapUpdateElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, stored),
+		asm.JEq.Imm(asm.R0, -int32(unix.EEXIST), "full"), asm.JEq.Imm(asm.R0, -int32(unix.ENOENT), "full"), // another thread was faster
+	)
+	c.count(p.maps.counters.FD(), countOwners)
+	c.add(asm.Ja.Label("full"))
+	c.label(stored)
+	c.add(asm.LoadMem(asm.R1, asm.R10, slotHow, asm.Word), asm.JNE.Imm(asm.R1, updateNew, "full"))
+	c.lookup(p.maps.shares.FD(), share)
+	c.add(
+		asm.JEq.Imm(asm.R0, 0, first),
+		asm.Mov.Imm(asm.R1, 1), asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
+		asm.Ja.Label("full"),
+	)
+	c.label(first)
+	c.add(asm.Mov.Imm(asm.R1, 1), asm.StoreMem(asm.R10, slotTemp, asm.R1, asm.DWord))
+	c.stack(asm.R3, slotTemp)
+	c.update(p.maps.shares.FD(), share, updateAny)
+	c.label("full")
+}
+
+// release assembles the program for the end of a socket: its record leaves the
+// owners, and stays for a while for what the kernel still sends by the socket.
+func (p *programs) release() asm.Instructions {
+	c := &code{}
+	c.add(asm.FnGetSocketCookie.Call(), asm.JEq.Imm(asm.R0, 0, "out"))
+	c.zero(slotBottom, -int(slotBottom))
+	c.add(asm.StoreMem(asm.R10, slotCookie, asm.R0, asm.DWord))
+	p.close(c)
 	c.label("out")
 	c.end(1)
 	return c.ins
+}
+
+// close moves the record of the socket in slotCookie from the owners to the closed,
+// or jumps to out.
+func (p *programs) close(c *code) {
+	var r ownerRecord
+	torn := c.fresh()
+	c.lookup(p.maps.owners.FD(), slotCookie)
+	c.add(asm.JEq.Imm(asm.R0, 0, "out"))
+	p.copyOwner(c, asm.R0, slotOwner, slotCookie, torn)
+	c.stack(asm.R3, slotOwner)
+	c.update(p.maps.closed.FD(), slotCookie, updateAny)
+	c.label(torn)
+	c.erase(p.maps.owners.FD(), slotCookie)
+	c.add(asm.JNE.Imm(asm.R0, 0, "out"))
+	c.lookup(p.maps.shares.FD(), slotOwner+int16(unsafe.Offsetof(r.Share)))
+	c.add(
+		asm.JEq.Imm(asm.R0, 0, "out"),
+		asm.Mov.Imm(asm.R1, -1), asm.StoreXAdd(asm.R0, asm.R1, asm.DWord),
+	)
 }
 
 // copyOwner copies the owner record that src points to onto the stack, and jumps

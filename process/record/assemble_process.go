@@ -13,39 +13,41 @@ const pathSteps = 32
 // field returns the offset of a field of the process record.
 func field(offset uintptr) int16 { return int16(offset) }
 
-// ensure makes a record of the current process unless there is one of what it
-// runs now. current has been put in before; R7 is the task. R6 is kept.
-func (p *programs) ensure(c *code) {
-	var r processRecord
-	fill, done := c.fresh(), c.fresh()
-	c.lookup(p.maps.processes.FD(), slotTGID)
-	c.add(
-		asm.JEq.Imm(asm.R0, 0, fill),
-		asm.LoadMem(asm.R1, asm.R0, field(unsafe.Offsetof(r.Start)), asm.DWord),
-		asm.LoadMem(asm.R2, asm.R10, slotStart, asm.DWord),
-		asm.JNE.Reg(asm.R1, asm.R2, fill),
-		asm.LoadMem(asm.R1, asm.R0, field(unsafe.Offsetof(r.ExecID)), asm.DWord),
-		asm.LoadMem(asm.R2, asm.R10, slotExec, asm.DWord),
-		asm.JEq.Reg(asm.R1, asm.R2, done),
-	)
-	c.label(fill)
-	p.describe(c, false, done)
+// used notes that the current process has used a socket: so what it runs is kept
+// when it ends. current has been put in before.
+func (p *programs) used(c *code) {
+	done := c.fresh()
+	c.lookup(p.maps.running.FD(), slotTGID)
+	c.add(asm.JEq.Imm(asm.R0, 0, done))
+	p.note(c, asm.R0, processUsed, done)
 	c.label(done)
 }
 
-// describe records the current process; R7 is the task. It jumps to done when it
-// cannot, or goes on. R6 is kept.
+// note sets a flag of the record that reg points to and jumps to done. R1 and R2
+// are lost.
+func (p *programs) note(c *code, reg asm.Register, flag int32, done string) {
+	at := field(unsafe.Offsetof(processRecord{}.Flags))
+	c.add(
+		asm.LoadMem(asm.R1, reg, at, asm.Word),
+		asm.Mov.Reg(asm.R2, asm.R1), asm.And.Imm(asm.R2, flag), asm.JNE.Imm(asm.R2, 0, done),
+		asm.Or.Imm(asm.R1, flag),
+		asm.StoreMem(reg, at, asm.R1, asm.Word),
+	)
+}
+
+// describe records the current process, which has just executed a program: only
+// then nobody but the kernel has said what that is. R7 is the task. It jumps to done
+// when it cannot, or goes on.
 //
 // The record is made in an element of the scratch map that is this thread's own:
 // a program can be interrupted by another thread on the same CPU, so memory per
 // CPU would mix two processes.
-func (p *programs) describe(c *code, exec bool, done string) {
-	c.add(asm.StoreMem(asm.R10, slotCtx, asm.R6, asm.DWord))
+func (p *programs) describe(c *code, done string) {
 	c.add(asm.StoreImm(asm.R10, slotZero, 0, asm.Word))
 	c.lookup(p.maps.zeros.FD(), slotZero)
 	c.add(asm.JEq.Imm(asm.R0, 0, done))
 	p.scratch(c, done)
-	p.identify(c, exec)
+	p.identify(c)
 	finish := c.fresh()
 	c.follow(asm.R7, asm.R7, p.offsets.taskMM, slotTemp)
 	c.add(asm.JEq.Imm(asm.R7, 0, finish))
@@ -56,10 +58,9 @@ func (p *programs) describe(c *code, exec bool, done string) {
 	p.walk(c)
 	c.label(finish)
 	c.add(asm.Mov.Reg(asm.R3, asm.R8))
-	c.update(p.maps.processes.FD(), slotTGID, updateAny)
+	c.update(p.maps.running.FD(), slotTGID, updateAny)
 	c.countFailure(p.maps.counters.FD(), countProcesses)
 	c.erase(p.maps.scratch.FD(), slotThread)
-	c.add(asm.LoadMem(asm.R6, asm.R10, slotCtx, asm.DWord))
 }
 
 // scratch copies the process record that R0 points to into this thread's scratch
@@ -78,13 +79,11 @@ func (p *programs) scratch(c *code, done string) {
 
 // identify fills in ids, times, parent, name and terminal. R7 is the task, R8
 // the record, R9 is lost.
-func (p *programs) identify(c *code, exec bool) {
+func (p *programs) identify(c *code) {
 	var r processRecord
 	o := p.offsets
 	p.name(c, slotTGID)
-	if exec {
-		c.add(asm.FnKtimeGetBootNs.Call(), asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Exec)), asm.R0, asm.DWord))
-	}
+	c.add(asm.FnKtimeGetBootNs.Call(), asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Exec)), asm.R0, asm.DWord))
 	p.parent(c, asm.R7)
 	c.follow(asm.R9, asm.R7, o.taskLeader, slotTemp)
 	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Comm)), int32(len(r.Comm)), asm.R9, o.taskComm)
@@ -231,7 +230,6 @@ func (p *programs) flag(c *code, flags int32) {
 // exec assembles the program for sched_process_exec: current runs another file.
 func (p *programs) exec() asm.Instructions {
 	c := &code{}
-	c.add(asm.Mov.Reg(asm.R6, asm.R1))
 	c.zero(slotBottom, -int(slotBottom))
 	p.current(c)
 	c.add(
@@ -242,14 +240,42 @@ func (p *programs) exec() asm.Instructions {
 		asm.Mov.Imm(asm.R2, 1),
 		asm.StoreXAdd(asm.R1, asm.R2, asm.Word),
 	)
-	p.describe(c, true, "out")
+	c.lookup(p.maps.running.FD(), slotTGID)
+	c.add(asm.JEq.Imm(asm.R0, 0, "describe"), asm.Mov.Reg(asm.R8, asm.R0))
+	p.keep(c, "describe")
+	c.label("describe")
+	p.describe(c, "out")
+	// Where it could not be described, what it ran before must not stand for it.
+	c.add(asm.Ja.Label("end"))
 	c.label("out")
+	c.erase(p.maps.running.FD(), slotTGID)
+	c.label("end")
 	c.end(0)
 	return c.ins
 }
 
+// keep copies the record of a running process that R8 points to into the past, if
+// anything can refer to it, else jumps to done. slotChild is lost.
+func (p *programs) keep(c *code, done string) {
+	var r processRecord
+	var k processKey
+	c.add(
+		asm.LoadMem(asm.R1, asm.R8, field(unsafe.Offsetof(r.Flags)), asm.Word),
+		asm.And.Imm(asm.R1, processUsed|processParent),
+		asm.JEq.Imm(asm.R1, 0, done),
+		asm.LoadMem(asm.R1, asm.R8, field(unsafe.Offsetof(r.PID)), asm.Word),
+		asm.StoreMem(asm.R10, slotChild+int16(unsafe.Offsetof(k.PID)), asm.R1, asm.Word),
+		asm.LoadMem(asm.R1, asm.R8, field(unsafe.Offsetof(r.ExecID)), asm.DWord),
+		asm.StoreMem(asm.R10, slotChild+int16(unsafe.Offsetof(k.ExecID)), asm.R1, asm.Word), // the low half
+		asm.Mov.Reg(asm.R3, asm.R8),
+	)
+	c.update(p.maps.past.FD(), slotChild, updateAny)
+	c.countFailure(p.maps.counters.FD(), countProcesses)
+}
+
 // fork assembles the program for sched_process_fork: the child runs what current
-// runs. Its second argument is the child's task, in R6.
+// runs. Its second argument is the child's task, in R6. Of a process without a
+// record, which is older than the recorder, the child has none either.
 func (p *programs) fork() asm.Instructions {
 	var r processRecord
 	o, c := p.offsets, &code{}
@@ -263,16 +289,20 @@ func (p *programs) fork() asm.Instructions {
 		asm.JNE.Reg(asm.R1, asm.R2, "out"), // a thread
 	)
 	p.current(c)
-	p.ensure(c)
 	p.borrow(c, "out")
 	c.probe(slotStart, 8, asm.R6, o.taskStart)
 	c.probe(slotExec, 8, asm.R6, o.taskExecID)
-	p.keyExec(c, slotChild)
 	p.name(c, slotChild)
 	p.parent(c, asm.R6)
 	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Comm)), int32(len(r.Comm)), asm.R6, o.taskComm)
-	c.add(asm.Mov.Reg(asm.R3, asm.R8))
-	c.update(p.maps.processes.FD(), slotChild, updateAny)
+	flags := field(unsafe.Offsetof(r.Flags))
+	c.add(
+		asm.LoadMem(asm.R1, asm.R8, flags, asm.Word),
+		asm.And.Imm(asm.R1, processPathCut|processDetached|processArgsCut),
+		asm.StoreMem(asm.R8, flags, asm.R1, asm.Word),
+		asm.Mov.Reg(asm.R3, asm.R8),
+	)
+	c.update(p.maps.running.FD(), slotChild, updateAny)
 	c.countFailure(p.maps.counters.FD(), countProcesses)
 	c.label("release")
 	c.erase(p.maps.scratch.FD(), slotThread)
@@ -291,24 +321,28 @@ func (p *programs) exit() asm.Instructions {
 	c.probe(slotTemp, 4, asm.R8, p.offsets.signalLive)
 	c.add(asm.LoadMem(asm.R1, asm.R10, slotTemp, asm.Word), asm.JNE.Imm(asm.R1, 0, "out"))
 	p.current(c)
-	p.borrow(c, "out")
+	c.lookup(p.maps.running.FD(), slotTGID)
+	c.add(asm.JEq.Imm(asm.R0, 0, "out"), asm.Mov.Reg(asm.R8, asm.R0))
 	p.flag(c, processExited)
-	c.add(asm.Mov.Reg(asm.R3, asm.R8))
-	c.update(p.maps.processes.FD(), slotTGID, updateThere)
-	c.label("release")
-	c.erase(p.maps.scratch.FD(), slotThread)
+	p.keep(c, "gone")
+	c.label("gone")
+	c.erase(p.maps.running.FD(), slotTGID)
 	c.label("out")
 	c.end(0)
 	return c.ins
 }
 
 // borrow copies the record of the current process into scratch memory and points
-// R8 to it. It jumps to done if there is none, and to the label release if the
-// copy is not whole or of another process of that pid.
+// R8 to it, and notes in the original that the process has a child. It jumps to done
+// if there is none, and to the label release if the copy is not whole or of another
+// process of that pid.
 func (p *programs) borrow(c *code, done string) {
 	var r processRecord
-	c.lookup(p.maps.processes.FD(), slotTGID)
+	noted := c.fresh()
+	c.lookup(p.maps.running.FD(), slotTGID)
 	c.add(asm.JEq.Imm(asm.R0, 0, done))
+	p.note(c, asm.R0, processParent, noted)
+	c.label(noted)
 	p.scratch(c, done)
 	c.add(
 		asm.LoadMem(asm.R1, asm.R8, field(unsafe.Offsetof(r.PID)), asm.Word),
@@ -319,6 +353,8 @@ func (p *programs) borrow(c *code, done string) {
 		asm.JNE.Reg(asm.R2, asm.R3, "release"),
 		asm.Xor.Reg(asm.R1, asm.R2),
 		asm.LoadMem(asm.R2, asm.R8, field(unsafe.Offsetof(r.ExecID)), asm.DWord),
+		asm.LoadMem(asm.R3, asm.R10, slotExec, asm.DWord),
+		asm.JNE.Reg(asm.R2, asm.R3, "release"),
 		asm.Xor.Reg(asm.R1, asm.R2),
 		asm.LoadMem(asm.R2, asm.R8, field(unsafe.Offsetof(r.Check)), asm.DWord),
 		asm.JNE.Reg(asm.R1, asm.R2, "release"),

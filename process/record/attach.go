@@ -53,6 +53,7 @@ func (p *programs) parts(forward bool) []*part {
 		hook("sendmsg6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, HookSend),
 		hook("post_bind4", ebpf.CGroupSock, ebpf.AttachCGroupInet4PostBind, HookBind),
 		hook("post_bind6", ebpf.CGroupSock, ebpf.AttachCGroupInet6PostBind, HookBind),
+		{name: "release", typ: ebpf.CGroupSock, attach: ebpf.AttachCgroupInetSockRelease, ins: p.release()},
 	}
 	for _, version := range []string{"4", "6"} {
 		bind, connect := ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet4Connect
@@ -67,9 +68,9 @@ func (p *programs) parts(forward bool) []*part {
 	if p.offsets != nil {
 		all = append(all,
 			&part{name: "port_release", typ: ebpf.CGroupSock, attach: ebpf.AttachCgroupInetSockRelease, optional: true, ins: p.portReleased()},
-			&part{name: "exec", typ: ebpf.RawTracepoint, point: "sched_process_exec", optional: true, ins: p.exec()},
-			&part{name: "fork", typ: ebpf.RawTracepoint, point: "sched_process_fork", optional: true, ins: p.fork()},
-			&part{name: "exit", typ: ebpf.RawTracepoint, point: "sched_process_exit", optional: true, ins: p.exit()},
+			&part{name: "exec", typ: ebpf.RawTracepoint, point: "sched_process_exec", ins: p.exec()},
+			&part{name: "fork", typ: ebpf.RawTracepoint, point: "sched_process_fork", ins: p.fork()},
+			&part{name: "exit", typ: ebpf.RawTracepoint, point: "sched_process_exit", ins: p.exit()},
 			&part{name: holdersPart, typ: ebpf.Tracing, attach: ebpf.AttachTraceIter, iter: taskFile, optional: true, ins: p.holders()},
 			&part{name: "accept", typ: ebpf.SockOps, attach: ebpf.AttachCGroupSockOps, optional: true, ins: p.accept()},
 		)

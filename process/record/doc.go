@@ -10,30 +10,36 @@
 // It owns the BPF programs, their maps and their links, and is the only package
 // that imports cilium/ebpf. Programs are assembled at run time: no compiler, no
 // object files. It must not know policies, queues, rulesets or what a process
-// means to anybody; it reads no /proc but the list of mounts.
+// means to anybody; it reads no /proc but the list of mounts and how many
+// threads there can be.
 //
 // # What is recorded
 //
 //   - owners, socket cookie to [Owner]: who made the socket, or connected,
 //     bound or sent by it since. Cgroup hooks at sock_create, connect, sendmsg
-//     (UDP without a connection) and post_bind.
-//
+//     (UDP without a connection) and post_bind. The hook at sock_release takes the
+//     record out.
 //   - flows, five-tuple to [Flow]: the socket that sent it, with a copy of its
 //     owner as it was when that packet was sent. Written by the program for a
 //     rule ([Recorder.FlowProgram]) and, with Config.Forward, by
 //     cgroup_skb/egress for processes in other network namespaces.
+//   - running, pid to [Process]: the program that runs, by its file and not by the
+//     name given to execve. Written at exec, and handed on at fork, and at no other
+//     time: a process can change later what the kernel says that it runs
+//     (PR_SET_MM_EXE_FILE). What has not executed a program since the recording
+//     began has no record, and neither have its children. Exit takes it out.
 //
-//   - processes, pid to [Process]: the program that runs, by its file and not by
-//     the name given to execve. Written at exec, fork and exit, and by the cgroup
-//     hooks for a process without a record of what it runs now: so also of
-//     processes older than the recorder.
+// Nobody can push another's record out of these. There is room for as many processes
+// as the kernel can have; of the room for sockets, a service or user (a control group
+// of the second level) can fill a quarter, and what finds no room is counted and has
+// no owner. A record that is taken out stays for a while in a map that forgets what
+// was used longest ago (closed, past): for packets that are still under way, and for
+// children of a process. So do requests for connections, which strangers make
+// (requests), and flows: who sent a packet whose flow is forgotten, its socket tells.
 //
-//   - changes, numbers that say when to look again: of a flow's record, of what a
-//     process runs, and of the sockets at a port ([Recorder.Changes]). Cgroup hooks at
-//     post_bind, connect and sock_release count the last, but for TCP.
-//
-// The first three are LRU maps: they never refuse, they forget. Nothing is deleted on
-// close: socket cookies are not used twice, and packets may still be under way.
+// Changes are numbers that say when to look again: of a flow's record, of what a
+// process runs, and of the sockets at a port ([Recorder.Changes]). Cgroup hooks at
+// post_bind, connect and sock_release count the last, but for TCP.
 //
 // Sockets older than the recorder have no owner yet. [Recorder.Holders] lists which
 // process holds which socket, by an iterator over the kernel's descriptors
@@ -80,9 +86,9 @@
 // # Needs
 //
 // CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (or CAP_SYS_ADMIN), cgroup version 2,
-// and CONFIG_CGROUP_BPF. Tried on Linux 6.18; the helpers are there from 5.8 on,
+// and CONFIG_CGROUP_BPF. Tried on Linux 6.18; the helpers are there from 5.9 on,
 // those of the list of holders from 5.11 on.
 // The hooks see the sockets of all network namespaces; ids are those of the
-// initial pid and user namespace. The default maps take about 60 MB of kernel
-// memory, more than half of it for processes.
+// initial pid and user namespace. The default maps take about 65 MB of kernel
+// memory, and 1 kB for each process and 200 bytes for each open socket.
 package record

@@ -41,7 +41,10 @@ func TestMain(m *testing.M) {
 // helper does one thing with a socket and returns; the process ends at once.
 // Words: what to do, where to send to, and which local port to use (0: any).
 func helper(what string, words []string) error {
-	if what == "exec" { // exec again, as the file words[0], with the rest as helper
+	if what == "exec" { // use a socket, and exec again, as the file words[0], with the rest as helper
+		if _, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return os.NewSyscallError("socket", err)
+		}
 		return syscall.Exec(words[0], []string{words[0], "second"}, environment(strings.Join(words[1:], " ")))
 	}
 	if what == "fork" {

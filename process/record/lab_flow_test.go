@@ -192,7 +192,8 @@ func TestLabTakenOver(t *testing.T) {
 	}
 }
 
-// TestLabOlderProcess: a process and its socket are older than the recorder.
+// TestLabOlderProcess: a process and its socket are older than the recorder. Who it is
+// the kernel can say, but not any more what it has executed.
 func TestLabOlderProcess(t *testing.T) {
 	requireBPF(t)
 	labtest.Require(t, labtest.IPTablesBinary)
@@ -204,17 +205,12 @@ func TestLabOlderProcess(t *testing.T) {
 	old.tell(server4)
 	f, _ := flowOf(t, r)
 	var p record.Process
-	if f.Owner.PID != old.pid() || !r.Process(old.pid(), f.Owner.ExecID, &p) || p.Start != f.Owner.Start {
-		t.Fatalf("got flow %+v, process %+v, want pid %d", f, p, old.pid())
+	if f.Owner.PID != old.pid() || f.Owner.Start == 0 || f.Owner.UID != uint32(os.Getuid()) {
+		t.Fatalf("got flow %+v, want pid %d", f, old.pid())
 	}
-	self, err := os.Readlink("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
+	if r.Process(old.pid(), f.Owner.ExecID, &p) || r.Running(old.pid(), &p) {
+		t.Errorf("got %+v: what it runs was recorded when it could have been changed", p)
 	}
-	if p.Path != self || p.Exec != 0 || p.Exited || p.ParentPID != uint32(os.Getpid()) {
-		t.Errorf("got %+v, want path %s", p, self)
-	}
-	isFile(t, p, self)
 }
 
 // TestLabSeed: an owner found by other means holds until the socket is used, and

@@ -15,7 +15,7 @@ import (
 
 // layout is the version of the records below. It is part of the maps' names: a
 // successor with other records makes maps of its own.
-const layout = "3"
+const layout = "5"
 
 // flowKey is the key of the flows map: packet.Key with ports in network byte
 // order.
@@ -65,7 +65,8 @@ type ownerRecord struct {
 	Image    uint64 // address of the inode that runs: only for comparison
 	GID, TID uint32
 	Hook     uint32
-	Flags    uint32 // ownerSeeded
+	Flags    uint32 // owner...
+	Share    uint64 // key of the shares map that the socket counts for; 0: of none
 	Comm     [16]byte
 	Check    uint64 // Cookie ^ Stamp
 }
@@ -82,14 +83,15 @@ const (
 	ttySize       = 32
 )
 
-// processKey is the key of the processes map. A process that runs another program
-// gets another record: what it ran before is still there for what it sent before.
+// processKey is the key of the past map, of what processes ran before they ended or
+// ran another program: it is still there for what they sent before. What a process
+// runs now is in the running map, by its pid.
 type processKey struct {
 	PID    uint32
 	ExecID uint32 // low half of processRecord.ExecID
 }
 
-// processRecord is the value of the processes map.
+// processRecord is the value of the running and past maps.
 type processRecord struct {
 	PID, ParentPID uint32
 	Start          uint64
@@ -116,6 +118,8 @@ const (
 	processPathCut  // components are missing
 	processDetached // the walk ended at a file that hangs on no directory
 	processArgsCut
+	processUsed   // a socket, while it ran this
+	processParent // has made another one, while it ran this
 )
 
 // Places of the counters map.

@@ -80,15 +80,21 @@ func (r *Recorder) Flow(k *packet.Key, f *Flow) bool {
 }
 
 // Owner looks up who used a socket last, and says whether that was recorded. o
-// is changed only if so.
+// is changed only if so. A socket is known while it is open, and for a while after.
 //
-// One map lookup, no allocation; for several goroutines.
+// At most three map lookups, no allocation; for several goroutines.
 func (r *Recorder) Owner(cookie uint64, o *Owner) bool {
 	q := r.requests.get()
 	defer r.requests.pool.Put(q)
 	q.number = cookie
 	for range tries {
-		if !q.lookup(r.maps.owners, unsafe.Pointer(&q.number), unsafe.Pointer(&q.owner)) {
+		found := false
+		for _, owners := range [...]*ebpf.Map{r.maps.owners, r.maps.requests, r.maps.closed} {
+			if found = q.lookup(owners, unsafe.Pointer(&q.number), unsafe.Pointer(&q.owner)); found {
+				break
+			}
+		}
+		if !found {
 			return false
 		}
 		if q.owner.decode(cookie, o) {
@@ -103,16 +109,40 @@ func (r *Recorder) Owner(cookie uint64, o *Owner) bool {
 // asks must compare p.Start: pids are used again. p is changed only if a record
 // is there.
 //
-// One map lookup; the texts are allocated. For several goroutines.
+// At most two map lookups; the texts are allocated. For several goroutines.
 func (r *Recorder) Process(pid uint32, execID uint64, p *Process) bool {
 	q := r.requests.get()
 	defer r.requests.pool.Put(q)
 	q.key = processKey{pid, uint32(execID)}
 	for range tries {
-		if !q.lookup(r.maps.processes, unsafe.Pointer(&q.key), unsafe.Pointer(&q.process)) {
+		running := q.lookup(r.maps.running, unsafe.Pointer(&q.key.PID), unsafe.Pointer(&q.process))
+		if running && q.process.decode(q.key, p) {
+			return true
+		}
+		past := q.lookup(r.maps.past, unsafe.Pointer(&q.key), unsafe.Pointer(&q.process))
+		if past && q.process.decode(q.key, p) {
+			return true
+		}
+		if !running && !past {
 			return false
 		}
-		if q.process.decode(q.key, p) {
+	}
+	return false
+}
+
+// Running looks up what a process runs now, and says whether that was recorded. Who
+// asks must compare p.Start. p is changed only if a record is there.
+//
+// One map lookup; the texts are allocated. For several goroutines.
+func (r *Recorder) Running(pid uint32, p *Process) bool {
+	q := r.requests.get()
+	defer r.requests.pool.Put(q)
+	q.key = processKey{PID: pid}
+	for range tries {
+		if !q.lookup(r.maps.running, unsafe.Pointer(&q.key.PID), unsafe.Pointer(&q.process)) {
+			return false
+		}
+		if q.process.decode(processKey{pid, uint32(q.process.ExecID)}, p) {
 			return true
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"unsafe"
 
@@ -14,9 +16,31 @@ import (
 // Default numbers of entries.
 const (
 	defaultFlows     = 65536
-	defaultOwners    = 65536
-	defaultProcesses = 32768
+	defaultOwners    = 1 << 20
+	defaultProcesses = 16384
+	defaultLeaving   = 16384 // sockets that are closed or not accepted yet
+	defaultShares    = 4096
+	defaultTasks     = 1 << 18 // if the kernel does not tell how many there can be
 )
+
+// fairShare is the part of the owners map that the sockets of one user or service
+// can fill.
+const fairShare = 4
+
+// tasks is how many processes there can be: so many records of running ones fit,
+// and nobody can crowd out another's.
+func tasks() int {
+	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	if err != nil {
+		return defaultTasks
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || n <= 0 {
+		return defaultTasks
+	}
+	const limit = 4 << 20 // PID_MAX_LIMIT of linux/threads.h
+	return min(n, limit)
+}
 
 // scratchEntries is how many process records can be in the making: one for each
 // thread that is in a program, running or interrupted.
@@ -29,13 +53,18 @@ func scratchEntries() uint32 {
 	return uint32(max(least, perCPU*cpus))
 }
 
-// mmapable is BPF_F_MMAPABLE of linux/bpf.h.
-const mmapable = 1 << 10
+// Flags of maps, linux/bpf.h.
+const (
+	onDemand = 1 << 0  // BPF_F_NO_PREALLOC
+	mmapable = 1 << 10 // BPF_F_MMAPABLE
+)
 
-// maps are the maps of a Recorder. The first four can be handed over.
+// maps are the maps of a Recorder. The second group is the programs' own.
 type maps struct {
-	owners, flows, processes, changes *ebpf.Map
-	counters, scratch, zeros          *ebpf.Map
+	owners, requests, closed, shares *ebpf.Map
+	flows, running, past, changes    *ebpf.Map
+
+	counters, scratch, zeros *ebpf.Map
 
 	// memory is the changes map. It is mapped until close.
 	memory  []byte
@@ -60,9 +89,13 @@ func (m *maps) specs(cfg Config) []spec {
 		return uint32(n)
 	}
 	return []spec{
-		{"owners", ebpf.LRUHash, 8, uint32(ownerSize), number(cfg.Owners, defaultOwners), 0, true, &m.owners},
+		{"owners", ebpf.Hash, 8, uint32(ownerSize), number(cfg.Owners, defaultOwners), onDemand, true, &m.owners},
+		{"requests", ebpf.LRUHash, 8, uint32(ownerSize), defaultLeaving, 0, true, &m.requests},
+		{"closed", ebpf.LRUHash, 8, uint32(ownerSize), defaultLeaving, 0, true, &m.closed},
+		{"shares", ebpf.LRUHash, 8, 8, defaultShares, 0, true, &m.shares},
 		{"flows", ebpf.LRUHash, uint32(keySize), uint32(flowSize), number(cfg.Flows, defaultFlows), 0, true, &m.flows},
-		{"processes", ebpf.LRUHash, 8, uint32(processSize), number(cfg.Processes, defaultProcesses), 0, true, &m.processes},
+		{"running", ebpf.Hash, 4, uint32(processSize), number(cfg.Tasks, tasks()), onDemand, true, &m.running},
+		{"past", ebpf.LRUHash, 8, uint32(processSize), number(cfg.Processes, defaultProcesses), 0, true, &m.past},
 		{"changes", ebpf.Array, 4, 3 * buckets * 4, 1, mmapable, true, &m.changes},
 		{"counters", ebpf.Array, 4, counters * 8, 1, 0, false, &m.counters},
 		{"scratch", ebpf.Hash, 8, uint32(processSize), scratchEntries(), 0, false, &m.scratch},
@@ -123,7 +156,7 @@ func (s *spec) inherit(f *os.File) *ebpf.Map {
 	}
 	info, err := m.Info()
 	if err != nil || info.Name != s.label() || m.Type() != s.typ || m.KeySize() != s.key ||
-		m.ValueSize() != s.value || m.MaxEntries() != s.number || m.Flags()&mmapable != s.flags {
+		m.ValueSize() != s.value || m.MaxEntries() != s.number || m.Flags()&(mmapable|onDemand) != s.flags {
 		m.Close()
 		return nil
 	}

@@ -220,7 +220,7 @@ func TestWithoutOffsets(t *testing.T) {
 	if !r.Owner(cookie, &o) || o.PID != uint32(os.Getpid()) || o.Start != 0 || o.CgroupID == 0 || o.NetNS != ownNetNS() {
 		t.Errorf("got %+v", o)
 	}
-	const programs = 13
+	const programs = 14
 	if s := r.Stats(); len(s.Programs) != programs {
 		t.Errorf("got %+v", s.Programs)
 	}

@@ -27,9 +27,13 @@ type Config struct {
 	// packets that this host forwards. It costs a program call for each packet that
 	// any socket of the host sends.
 	Forward bool
-	// Entries of the maps; 0 means 65536, 65536 and 32768. The kernel allocates
-	// them at once: about 150, 230 and 1100 bytes each.
+	// Entries of the maps; 0 means 1048576, 65536 and 16384. Of flows and of
+	// processes that have ended, about 290 and 1100 bytes each, the kernel allocates
+	// all at once; of open sockets, about 180 bytes each, as they come.
 	Owners, Flows, Processes int
+	// Tasks is how many running processes are recorded, about 1100 bytes each as they
+	// come; 0 means as many as there can be.
+	Tasks int
 	// Inherited are maps of a recorder before, as Files named them. They are taken
 	// over if they fit, else made anew, and closed in either case.
 	Inherited map[string]*os.File

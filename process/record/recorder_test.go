@@ -91,12 +91,12 @@ func TestLabNothingStays(t *testing.T) {
 		}
 		now := held(t)
 		maps.Copy(ours, now)
-		// 7 maps; 18 links; 18 programs by their links, and the flow program.
-		if len(now) != 7+18+19 {
+		// 11 maps; 19 links; 19 programs by their links, and the flow program.
+		if len(now) != 11+19+20 {
 			t.Errorf("holds %v", now)
 		}
 		s := r.Stats()
-		const programs = 19
+		const programs = 20
 		if len(s.Programs) != programs || len(s.Missing) != 0 {
 			t.Fatalf("got %+v", s)
 		}
@@ -161,7 +161,7 @@ func TestLabSuccessor(t *testing.T) {
 			t.Errorf("file of %s was not closed", name)
 		}
 	}
-	if s := next.Stats(); len(s.Inherited) != 4 {
+	if s := next.Stats(); len(s.Inherited) != 8 {
 		t.Errorf("got %v", s.Inherited)
 	}
 	var p2 record.Process
@@ -178,7 +178,7 @@ func TestLabSuccessor(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := open(t, record.Config{Inherited: files, Flows: 100})
-	if s := other.Stats(); strings.Join(s.Inherited, " ") != "owners processes changes" {
+	if s := other.Stats(); strings.Join(s.Inherited, " ") != "owners requests closed shares running past changes" {
 		t.Errorf("got %v of another size", s.Inherited)
 	}
 	files, err = b.rec.Files()
