@@ -25,12 +25,13 @@ type WatchConfig struct {
 	// FS, only Reload has an effect.
 	Source Source
 
-	// Hash is that of the policy in use, or empty if there is none: a change
-	// made before Watch began is seen by it.
+	// Hash is that of what the files held last, or empty if that is what Current
+	// was made of: a change made before Watch began is seen by it. It is another
+	// one than Current's where what the files hold is not in use.
 	Hash string
 
 	// Current is the policy in use, or nil. If only its data change, its rules
-	// are not compiled again. It takes the place of Hash.
+	// are not compiled again.
 	Current *Policy
 
 	// Reload asks for a reload whether or not the files have changed, as on
@@ -71,7 +72,7 @@ func Watch(ctx context.Context, cfg WatchConfig) error {
 		cfg.Settle = defaultSettle
 	}
 	w := watch{cfg: cfg, old: cfg.Current, seen: cfg.Hash, dirs: map[string]bool{}}
-	if w.old != nil {
+	if w.old != nil && w.seen == "" {
 		w.seen = w.old.hash
 	}
 	if cfg.Source.isRemote() {
