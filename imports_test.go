@@ -24,6 +24,8 @@ func mayImport() map[string][]string {
 		"internal/links":       {},
 		"internal/cgroup2":     {},
 		"internal/handover":    {},
+		"internal/confirm":     {},
+		"internal/conntrack":   {},
 		"internal/terminal":    {},
 		"internal/lab":         {},
 		"internal/lab/labtest": {"internal/lab"},
@@ -48,7 +50,7 @@ func mayImport() map[string][]string {
 		"bench/connect":        {"bench/measure", "hook", "queue", "internal/lab"},
 		"bench/queue":          {"bench/measure", "packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
 		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config", "ledger",
-			"internal/control", "internal/links", "internal/lab", "internal/nfnl", "internal/handover", "internal/terminal",
+			"internal/control", "internal/confirm", "internal/conntrack", "internal/links", "internal/lab", "internal/nfnl", "internal/handover", "internal/terminal",
 			"process", "process/attribution", "process/sockdiag"},
 	}
 }
@@ -62,7 +64,8 @@ func onlyIn() map[string][]string {
 		"github.com/florianl/go-nflog":     {"logsink"},
 		"github.com/google/nftables":       {"hook"},
 		"github.com/cilium/ebpf":           {"process/record"},
-		"github.com/mdlayher/netlink":      {"internal/nfnl", "internal/links", "internal/lab", "internal/lab/labtest", "hook", "queue", "logsink", "process/sockdiag", "process/connector"},
+		"github.com/ti-mo/conntrack":         {"internal/conntrack"},
+		"github.com/mdlayher/netlink":      {"internal/conntrack", "internal/nfnl", "internal/links", "internal/lab", "internal/lab/labtest", "hook", "queue", "logsink", "process/sockdiag", "process/connector"},
 		"github.com/jsimonetti/rtnetlink":  {"internal/lab"},
 		"github.com/goccy/go-yaml":         {"config", "policy", "rules"},
 		"github.com/spf13":                 {"cmd/verdictd"},
