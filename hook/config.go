@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 )
@@ -168,6 +169,11 @@ type Config struct {
 	// the packet. 0 stands for DefaultPriority; the order of two chains with the
 	// same priority is not defined, so that 0 itself (filter) is of no use.
 	Priority int
+
+	// Until, if not zero, is when the rules end to have an effect: from then on all
+	// packets pass, whether or not anybody reads the queue. It is for rules that may
+	// lock their author out, and that Ruleset.Keep makes stay.
+	Until time.Time
 
 	// NetNS is a file descriptor of the network namespace to work in. It must
 	// stay open until the last call. 0 stands for the calling thread's own.

@@ -17,6 +17,7 @@
 // does, as an accept in nf_tables ends one chain only. A verdict can therefore
 // only narrow what the host's own rules allow. Each chain says, in this order:
 //
+//  0. after Config.Until everything passes;
 //  1. what stays on this host passes (unless Config.Loopback): at OUTPUT the
 //     kernel's interface is "lo" though a NAT has turned the packet elsewhere, so
 //     the rule asks for the absence of a destination NAT, or a local destination;

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -48,6 +49,7 @@ func goldenTests() []goldenTest {
 		{"ip6", Config{Hooks: []Hook{Input}, Bypass: true, Family: IPv6}},
 		{"offload", Config{Hooks: []Hook{Input, Forward, Output}, Mask: DefaultMask, Offload: true}},
 		{"marks", Config{Hooks: []Hook{Input, Output, Postrouting}, Mask: 0xff0, Loopback: true, Bypass: true}},
+		{"until", Config{Hooks: []Hook{Output}, Mask: DefaultMask, Offload: true, Until: time.Unix(1778051289, 0)}},
 		{"marks-ip", Config{Hooks: []Hook{Input}, Mask: 0xf0000, Offload: true, Family: IPv4}},
 		{"marks-ip6", Config{Hooks: []Hook{Prerouting}, Mask: 0xf0000, Offload: true, Family: IPv6, Priority: -160}},
 	}

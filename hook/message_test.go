@@ -131,11 +131,13 @@ func debugExpr(t *testing.T, name string, a map[uint16][]byte) string {
 	n := func(attr uint16) uint32 { return number(a[attr]) }
 	switch name {
 	case "meta":
-		key := map[uint32]string{unix.NFT_META_IIF: "iif", unix.NFT_META_OIF: "oif", unix.NFT_META_MARK: "mark", unix.NFT_META_NFPROTO: "nfproto", unix.NFT_META_L4PROTO: "l4proto", unix.NFT_META_PKTTYPE: "pkttype", uint32(metaIIFKind): "iifkind"}
+		key := map[uint32]string{unix.NFT_META_IIF: "iif", unix.NFT_META_OIF: "oif", unix.NFT_META_MARK: "mark", unix.NFT_META_NFPROTO: "nfproto", unix.NFT_META_L4PROTO: "l4proto", unix.NFT_META_PKTTYPE: "pkttype", uint32(metaIIFKind): "iifkind", uint32(metaTime): "time"}
 		if a[unix.NFTA_META_SREG] != nil {
 			return fmt.Sprintf("meta set %s with reg %d", key[n(unix.NFTA_META_KEY)], n(unix.NFTA_META_SREG))
 		}
 		return fmt.Sprintf("meta load %s => reg %d", key[n(unix.NFTA_META_KEY)], n(unix.NFTA_META_DREG))
+	case "byteorder":
+		return fmt.Sprintf("byteorder reg %d = hton(reg %d, %d, %d)", n(unix.NFTA_BYTEORDER_DREG), n(unix.NFTA_BYTEORDER_SREG), n(unix.NFTA_BYTEORDER_SIZE), n(unix.NFTA_BYTEORDER_LEN))
 	case "ct":
 		key := map[uint32]string{unix.NFT_CT_STATE: "state", unix.NFT_CT_MARK: "mark", unix.NFT_CT_DIRECTION: "direction", unix.NFT_CT_STATUS: "status"}
 		if a[unix.NFTA_CT_SREG] != nil {

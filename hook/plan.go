@@ -106,6 +106,9 @@ func (p *plan) base(h Hook) branch {
 		policy := nftables.ChainPolicyDrop
 		b.chain.Policy = &policy
 	}
+	if !p.Until.IsZero() {
+		b.add("nobody has confirmed these rules", opened(p.Until), &expr.Verdict{Kind: expr.VerdictAccept})
+	}
 	if !p.stopped {
 		p.loopback(&b, h)
 		b.exclude(p.Config, h)

@@ -137,6 +137,7 @@ func (p *printer) add(e expr.Any) {
 		p.load(payloadName(e))
 	case *expr.Bitwise:
 		p.mask, p.xor = e.Mask, e.Xor
+	case *expr.Byteorder: // of the time of day
 	case *expr.Cmp:
 		p.compare(e)
 	case *expr.Counter:
@@ -187,6 +188,8 @@ func (p *printer) load(name string) {
 
 func (p *printer) compare(e *expr.Cmp) {
 	switch {
+	case e.Op == expr.CmpOpGte && p.loaded == "meta time" && len(e.Data) == timeLen:
+		p.word("%s >= %s", p.loaded, timeText(e.Data))
 	case e.Op == expr.CmpOpGte:
 		p.low = e.Data
 	case e.Op == expr.CmpOpLte && p.low != nil:
@@ -268,6 +271,8 @@ func metaName(k expr.MetaKey) string {
 		return "meta pkttype"
 	case metaIIFKind:
 		return "meta iifkind"
+	case metaTime:
+		return "meta time"
 	}
 	return fmt.Sprintf("<meta %d>", k)
 }
