@@ -27,9 +27,11 @@ type Config struct {
 	OnStop        string `yaml:"on-stop"`  // closed, open: what a stop leaves of the rules of hook; default: as fail
 	Loopback      bool   `yaml:"loopback"` // with hook: judge loopback traffic too
 	StrictND      bool   `yaml:"strict-neighbour"`
-	Offload       string `yaml:"offload"`      // on, off; default: on with hook
-	OffloadMask   string `yaml:"offload-mask"` // bits of marks that are verdictd's; default: 0xff000000
-	ResetDenied   bool   `yaml:"reset-denied"` // reset connections that a new policy denies
+	Offload       string `yaml:"offload"`        // on, off; default: on with hook
+	OffloadMask   string `yaml:"offload-mask"`   // bits of marks that are verdictd's; default: 0xff000000
+	ResetDenied   bool   `yaml:"reset-denied"`   // reset connections that a new policy denies
+	Confirm       string `yaml:"confirm"`        // duration; the start is undone unless it is confirmed by then; default: it need not be
+	ConfirmPolicy string `yaml:"confirm-policy"` // duration; the same for each policy that takes another's place; default: it need not be
 	NFLogGroups   Groups `yaml:"nflog-group"`
 	Flows         int    `yaml:"flows"`          // default: 65536 per queue
 	QueueLength   int    `yaml:"queue-length"`   // packets; default: 8192

@@ -63,7 +63,7 @@ log:
 }
 
 func TestParseErrors(t *testing.T) {
-	const keys = "(known keys: queue, policy, strict, mode, fail, hook, on-stop, loopback, strict-neighbour, offload, offload-mask, reset-denied, nflog-group, flows, queue-length, copy-range, attribution, record-pin, spin, engine, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep)"
+	const keys = "(known keys: queue, policy, strict, mode, fail, hook, on-stop, loopback, strict-neighbour, offload, offload-mask, reset-denied, confirm, confirm-policy, nflog-group, flows, queue-length, copy-range, attribution, record-pin, spin, engine, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep)"
 	tests := []struct{ name, text, want string }{
 		{"empty", "", ""},
 		{"comment only", "# nothing\n", ""},

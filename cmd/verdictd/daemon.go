@@ -61,6 +61,9 @@ type daemon struct {
 	outputs []logsink.Output // in place of those that the settings name
 	ready   func()           // called once packets are judged
 
+	trials  trials
+	resumed bool // the daemon goes on where another process ended
+
 	announced bool
 	attached  time.Time // when the queues were ours
 	inherited int       // flows of another process
@@ -68,16 +71,21 @@ type daemon struct {
 
 // run runs the daemon until ctx is done or a part of it fails.
 func (d *daemon) run(ctx context.Context) error {
-	loaded, err := policy.Load(ctx, d.source())
+	d.resumed = d.line.elder != nil || d.line.afterCrash
+	loaded, err := d.loadPolicy(ctx)
 	if early, done := d.toldEarly(ctx); done {
 		return early
 	}
 	if err != nil {
-		return policyError(err)
+		return err
 	}
 	d.policy = loaded
 	// From here on, what was opened is closed again.
 	defer d.close()
+	if err := d.beginStart(); err != nil {
+		return err
+	}
+	defer d.forgetStart()
 	if err := d.open(ctx); err != nil {
 		if early, done := d.toldEarly(ctx); done {
 			return early
@@ -245,6 +253,7 @@ func (d *daemon) judgeOn(ctx context.Context) error {
 	var beside sync.WaitGroup
 	for _, task := range []func(context.Context) error{
 		d.followLinks, d.learnOwners, d.followPolicy, d.compareDecisions, d.followHangups, d.observe, d.serveUpgrades,
+		d.awaitConfirmation,
 	} {
 		beside.Add(1)
 		tasks.Go(func() error {
@@ -283,7 +292,7 @@ func (d *daemon) followLinks(ctx context.Context) error {
 // to.
 func (d *daemon) followPolicy(ctx context.Context) error {
 	return policy.Watch(ctx, policy.WatchConfig{
-		Source: d.source(), Current: d.observer.current(), Reload: d.observer.reload.ask,
+		Source: d.source(), Current: d.observer.current(), Hash: d.trials.seen(), Reload: d.observer.reload.ask,
 		OnChange: func(p *policy.Policy, err error) { d.changePolicy(ctx, p, err) },
 		OnServer: d.bundleServer,
 	})
@@ -297,6 +306,7 @@ func (d *daemon) announce() error {
 	}
 	var ruleset *hook.Ruleset
 	if d.settings.ruleset != nil {
+		d.warnOfCut()
 		var err error
 		if ruleset, err = d.marks.install(*d.settings.ruleset); err != nil {
 			return err
@@ -351,7 +361,7 @@ func (d *daemon) followHangups(ctx context.Context) error {
 		case <-hangups:
 			d.audit.Reopen()
 			if r := d.reread(); r.Error == "" {
-				d.observer.reload.request(ctx, nil)
+				d.observer.reload.request(ctx, order{})
 			}
 		}
 	}
@@ -359,16 +369,22 @@ func (d *daemon) followHangups(ctx context.Context) error {
 
 // changePolicy takes a new policy into use, or says why it was refused.
 func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) {
+	d.trials.mu.Lock()
+	defer d.trials.mu.Unlock()
+	var cut *cutReport
+	if err == nil {
+		cut, err = d.prepareChange(ctx, p)
+	}
 	if err != nil {
 		d.log.Error("policy refused, the old one stays", "error", err, "generation", d.generation)
 		d.audit.Admin("policy_refused", err.Error())
 		d.observer.refuse(err)
-		d.reloaded(policyErrors(err))
+		d.reloaded(policyErrors(err), nil)
 		return
 	}
 	if err := d.publish(ctx, p); err != nil {
 		d.log.Error("policy loaded, but flows that the former one accepted may still pass", "error", err)
-		d.reloaded(policyErrors(err))
+		d.reloaded(policyErrors(err), nil)
 		return
 	}
 	line := d.log.With("generation", d.generation, "sha256", p.Hash()[:12])
@@ -378,7 +394,7 @@ func (d *daemon) changePolicy(ctx context.Context, p *policy.Policy, err error) 
 	line.Info("policy loaded")
 	d.audit.Admin("policy_loaded", fmt.Sprintf("generation %d, %s", d.generation, describe(p)))
 	d.tellOrigin(p)
-	d.reloaded(nil)
+	d.reloaded(nil, cut)
 }
 
 // compareDecisions lets OPA's evaluator check compiled decisions.
@@ -391,7 +407,7 @@ func (d *daemon) compareDecisions(ctx context.Context) error {
 func (d *daemon) distrustPolicy(ctx context.Context, m *policy.Mismatch) {
 	d.log.Error("policy runs on OPA's own evaluator from now on", "reason", m)
 	d.audit.Admin("policy_mismatch", m.Error())
-	if r, err := d.observer.reload.run(ctx); err == nil && !r.Accepted {
+	if r, err := d.observer.reload.run(ctx, order{}); err == nil && !r.Accepted {
 		d.engine.Refresh() // the files have changed for the worse: judge anew by what is in use
 	}
 }

@@ -80,8 +80,11 @@ func runKeeper(e env) error {
 	close(over)
 	k.store.Close()
 	listen.Wait()
-	if code == exitInput {
+	switch code {
+	case exitInput:
 		return badInput(errors.New("")) // the worker has said what
+	case exitUnconfirmed:
+		return errUnconfirmed
 	}
 	if code != exitOK && err == nil {
 		err = errors.New("")
@@ -244,7 +247,7 @@ func (k *keeper) bury(status unix.WaitStatus) (code int, over bool, err error) {
 			return exitError, true, err
 		}
 		return 0, false, nil
-	case code == exitOK, k.stopping, !k.ready:
+	case code == exitOK, code == exitUnconfirmed, k.stopping, !k.ready:
 		return code, true, nil
 	case !k.readyAt.IsZero() && time.Since(k.readyAt) >= keeperStable:
 		k.failures = 0

@@ -27,6 +27,8 @@ const (
 	exitError = 1 // the operation failed: kernel, rights, input or output
 	exitInput = 2 // what was given is at fault: flag, configuration, policy, capture
 	exitWait  = 3 // status: a daemon runs, and its rules are not in (yet, or any more)
+
+	exitUnconfirmed = 4 // run --confirm: nobody confirmed, everything is as before
 )
 
 func main() { os.Exit(run(osEnv(), os.Args[1:])) }
@@ -87,6 +89,9 @@ func run(e env, args []string) int {
 	if text := err.Error(); text != "" {
 		fmt.Fprintf(e.stderr, "verdictd: %s\n", strings.ReplaceAll(text, "\n", "\nverdictd: "))
 	}
+	if errors.Is(err, errUnconfirmed) {
+		return exitUnconfirmed
+	}
 	if _, input := errors.AsType[inputError](err); input {
 		return exitInput
 	}
@@ -116,7 +121,8 @@ and replayed on packet captures without root.
 
 Exit codes: 0 success; 1 the operation failed (kernel, rights, disk);
 2 what was given is at fault (flag, configuration, policy, capture); 3 verdictd
-status: the daemon is starting or stopping, and its rules are not in.`,
+status: the daemon is starting or stopping, and its rules are not in; 4 the start
+was not confirmed in time (run --confirm).`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version(),
@@ -126,7 +132,7 @@ status: the daemon is starting or stopping, and its rules are not in.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, flagError(err)) })
 	root.SetHelpCommand(newHelpCommand())
 	root.AddCommand(
-		newRunCommand(e), newConfigCommand(e), newUpgradeCommand(e), newStatusCommand(e), newSocketsCommand(e), newReloadCommand(e), newReplayCommand(e), newCheckCommand(e),
+		newRunCommand(e), newConfigCommand(e), newUpgradeCommand(e), newStatusCommand(e), newSocketsCommand(e), newReloadCommand(e), newConfirmCommand(e), newReplayCommand(e), newCheckCommand(e),
 		newSchemaCommand(e), newRulesCommand(e), newEvalCommand(e), newWhyCommand(e),
 		newHookCommand(e), newDoctorCommand(e), newDemoCommand(e), newManCommand(e),
 	)

@@ -27,6 +27,7 @@ func ownNumbers() []number {
 	return []number{
 		{"policy_generation", true, "generation of the policy in use", func(s *status) uint64 { return s.Policy.Generation }},
 		{"policy_refused_time", true, "Unix time at which a policy or bundle was refused that no good one has followed; 0 if there is none", func(s *status) uint64 { return s.Policy.Refused.since() }},
+		{"unconfirmed", true, "1 while something waits for verdictd confirm", func(s *status) uint64 { return s.Trial.waits() }},
 		{"policy_evaluations", false, "evaluations of the policy", func(s *status) uint64 { return s.Policy.Evaluations }},
 		{"policy_errors", false, "evaluations that ended in an error", func(s *status) uint64 { return s.Policy.Errors }},
 		{"policy_overruns", false, "evaluations that took longer than the budget", func(s *status) uint64 { return s.Policy.Overruns }},

@@ -32,6 +32,7 @@ type status struct {
 	Hook    string    `json:"hook,omitempty"` // empty: the user keeps the rules
 
 	Policy  policyStatus  `json:"policy"`
+	Trial   *trialStatus  `json:"trial,omitempty"` // what has to be confirmed
 	Packets ledger.Ledger `json:"packets"`
 	Judged  judgedStatus  `json:"judged"`
 	Flows   flowStatus    `json:"flows"`
@@ -246,27 +247,35 @@ const (
 	commandStatus  = "status"
 	commandReload  = "reload"
 	commandSockets = "sockets"
+	commandConfirm = "confirm"
 )
 
-func (d *daemon) obey(ctx context.Context, command string) (any, error) {
+func (d *daemon) obey(ctx context.Context, line string) (any, error) {
+	command, args, _ := strings.Cut(line, " ")
 	switch command {
 	case commandStatus:
 		return d.status()
 	case commandSockets:
 		return d.sockets(ctx)
+	case commandConfirm:
+		return d.confirmTrial()
 	case commandReload:
+		o, err := parseOrder(args)
+		if err != nil {
+			return nil, err
+		}
 		d.audit.Reopen()
 		c := d.reread()
 		if c.Error != "" {
 			return &reloadResult{Config: c}, nil
 		}
-		r, err := d.observer.reload.run(ctx)
+		r, err := d.observer.reload.run(ctx, o)
 		if err == nil {
 			r.Config = c
 		}
 		return r, err
 	}
-	return nil, fmt.Errorf("unknown command %q: want %s, %s or %s", command, commandStatus, commandSockets, commandReload)
+	return nil, fmt.Errorf("unknown command %q: want %s, %s, %s or %s", command, commandStatus, commandSockets, commandReload, commandConfirm)
 }
 
 // follow notes the rules that are in the kernel.
@@ -317,7 +326,7 @@ func (d *daemon) status() (*status, error) {
 			Events: audit.Events, Lost: audit.Lost, Unwritten: audit.Unwritten, WriteErrors: audit.WriteErrors, Rotations: audit.Rotations,
 		},
 	}
-	st.Attribution = d.attributionStatus()
+	st.Attribution, st.Trial = d.attributionStatus(), d.trials.shown.Load()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	snapshot, _ := d.engine.Snapshot()
@@ -349,10 +358,11 @@ func (d *daemon) queued() (sum uint64, err error) {
 
 // reloaded tells who waits for it what came of loading the policy; errs are why
 // it was refused.
-func (d *daemon) reloaded(errs []*policy.Error) {
+func (d *daemon) reloaded(errs []*policy.Error, cut *cutReport) {
 	snapshot, _ := d.engine.Snapshot()
 	d.observer.reload.done(reloadResult{
 		Accepted: len(errs) == 0, Generation: snapshot.Generation, SHA256: snapshot.Hash, Errors: errs,
+		Cut: cut, Trial: d.trials.underWay(),
 	})
 }
 

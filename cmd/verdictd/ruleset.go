@@ -29,6 +29,9 @@ func (d *daemon) keepRules(told, ctx, serve context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			if d.trials.failed.Load() {
+				return d.rulesAsBefore()
+			}
 			return d.leaveRules(told.Err() != nil)
 		case <-serve.Done():
 			return nil
@@ -44,6 +47,15 @@ func (d *daemon) keepRules(told, ctx, serve context.Context) error {
 			d.log.Error("rules not put in", "error", err) // and tried again
 		}
 	}
+}
+
+// rulesAsBefore is the end of a start that nobody confirmed.
+func (d *daemon) rulesAsBefore() error {
+	if d.settings.ruleset.Until.IsZero() { // rules of an earlier run were there
+		d.left = true
+		return d.ruleset.Block()
+	}
+	return d.ruleset.Stop()
 }
 
 // restoreRules puts the rules in again.

@@ -144,6 +144,8 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.StringVar(&c.Offload, "offload", c.Offload, "on or off: let flows that are decided for good pass by the queue (default: on with --hook)")
 	flags.StringVar(&c.OffloadMask, "offload-mask", c.OffloadMask, fmt.Sprintf("`BITS` of packet and connection marks that are verdictd's, 0 for none (default %#x)", uint32(hook.DefaultMask)))
 	flags.BoolVar(&c.ResetDenied, "reset-denied", c.ResetDenied, "end TCP connections that a new policy denies by resets instead of dropping their packets")
+	flags.StringVar(&c.Confirm, "confirm", c.Confirm, "with --hook: end after this `TIME`, such as 60s, and take the rules out, unless verdictd confirm comes before (default: no confirmation)")
+	flags.StringVar(&c.ConfirmPolicy, "confirm-policy", c.ConfirmPolicy, "go back after this `TIME` from each policy that was loaded in the place of another, unless verdictd confirm comes before (default: no confirmation)")
 	flags.Var(&c.NFLogGroups, "nflog-group", "NFLOG groups to read into the audit log: 5 or 1-3,5")
 	flags.IntVar(&c.Flows, "flows", c.Flows, fmt.Sprintf("flows to remember per queue, %d bytes each (default 65536)", engine.BytesPerFlow))
 	flags.IntVar(&c.QueueLength, "queue-length", c.QueueLength, "packets that the kernel queues at most (default 8192)")
@@ -217,6 +219,9 @@ type settings struct {
 	quiet bool // the daemon's own messages go nowhere
 
 	statsInterval time.Duration // 0: no stats records but the last
+
+	confirm       time.Duration // 0: the start need not be confirmed
+	confirmPolicy time.Duration // 0: policies need not be confirmed
 }
 
 func newSettings(c config.Config) (settings, error) {
@@ -259,7 +264,7 @@ func newSettings(c config.Config) (settings, error) {
 	if onServer(s.Policy) && s.Bundle.LastGood != "none" {
 		s.bundle.Keep = cmp.Or(s.Bundle.LastGood, defaultLastGood)
 	}
-	for _, check := range []func() error{s.checkObserver, s.checkSpin, s.checkRanges} {
+	for _, check := range []func() error{s.checkObserver, s.checkSpin, s.checkRanges, s.checkConfirm} {
 		if err := check(); err != nil {
 			return s, err
 		}

@@ -33,6 +33,9 @@ type socketLine struct {
 
 	Verdict *socketVerdict `json:"verdict,omitempty"` // of the running daemon's policy; nil if none runs
 	WhatIf  *socketVerdict `json:"what_if,omitempty"` // of the policy that was asked for
+
+	inode uint32 // of the socket; 0: none
+	loops bool   // both ends are on this host
 }
 
 // socketsAnswer is what a daemon says about the sockets of its namespace.
@@ -108,7 +111,7 @@ func askSockets(ctx context.Context, path string) (*socketsAnswer, error) {
 		return nil, err
 	}
 	defer r.Close()
-	answer.Sockets, err = listSockets(ctx, r)
+	answer.Sockets, err = listSockets(ctx, r.Sockets)
 	return &answer, err
 }
 
@@ -121,19 +124,19 @@ func (d *daemon) sockets(ctx context.Context) (*socketsAnswer, error) {
 	if !ok {
 		return nil, errors.New("no policy is in use yet")
 	}
-	lines, err := listSockets(ctx, d.owners)
+	lines, err := listSockets(ctx, d.owners.Sockets)
 	for i := range lines {
 		lines[i].Verdict = lines[i].judge(s.Policy)
 	}
 	return &socketsAnswer{Policy: s.Hash, Sockets: lines}, err
 }
 
-// listSockets lists the sockets that r sees.
-func listSockets(ctx context.Context, r *attribution.Resolver) (lines []socketLine, err error) {
+// listSockets lists the sockets that each hands on.
+func listSockets(ctx context.Context, each func(context.Context, func(*sockdiag.Socket, *process.Owner) error) error) (lines []socketLine, err error) {
 	listening := map[uint16]bool{} // TCP ports
-	err = r.Sockets(ctx, func(s *sockdiag.Socket, o *process.Owner) error {
+	err = each(ctx, func(s *sockdiag.Socket, o *process.Owner) error {
 		l := socketLine{
-			Protocol: protocolOf(s.Protocol), State: s.State.String(), Owner: o,
+			Protocol: protocolOf(s.Protocol), State: s.State.String(), Owner: o, inode: s.Inode,
 			Local:  netip.AddrPortFrom(s.Local.Addr().Unmap(), s.Local.Port()),
 			Remote: netip.AddrPortFrom(s.Remote.Addr().Unmap(), s.Remote.Port()),
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/internal/terminal"
 	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process/sockdiag"
 	"github.com/verdictd/verdictd/rules"
 )
 
@@ -35,7 +36,29 @@ func (v *socketVerdict) text() (verdict, rule string) {
 // judge asks a policy about the first packet of the socket's connection, or about
 // one that comes in if it has none.
 func (l *socketLine) judge(e engine.Evaluator) *socketVerdict {
+	return l.judgeFacts(e, l.facts(time.Now()))
+}
+
+// judgeEstablished asks a policy about a later packet of the connection, in its
+// first direction.
+func (l *socketLine) judgeEstablished(e engine.Evaluator) *socketVerdict {
 	f := l.facts(time.Now())
+	if f.Packet.Protocol == packet.ProtoTCP {
+		f.Packet.TCPFlags = packet.ACK
+	}
+	return l.judgeFacts(e, f)
+}
+
+// established returns whether data can go by the connection.
+func (l *socketLine) established() bool {
+	switch l.State {
+	case sockdiag.Established.String(), sockdiag.CloseWait.String(), sockdiag.FinWait1.String(), sockdiag.FinWait2.String():
+		return true
+	}
+	return false
+}
+
+func (l *socketLine) judgeFacts(e engine.Evaluator, f *rules.Facts) *socketVerdict {
 	var d rules.Decision
 	if err := e.Evaluate(f, &d); err != nil {
 		return &socketVerdict{Verdict: "error", Reason: err.Error()}
@@ -61,10 +84,13 @@ func (l *socketLine) facts(now time.Time) *rules.Facts {
 		m.UID, m.HasUID = o.UID, true
 	}
 	from, to := l.Local, l.Remote
-	if l.Direction == "in" {
+	switch l.Direction {
+	case "in":
 		from, to = to, from
 		m.Hook = packet.Input
 		m.HasUID = false // the kernel names the receiver of few packets only
+	case "forward":
+		m.Hook = packet.Forward
 	}
 	p.Src, p.SrcPort, p.Dst, p.DstPort = from.Addr(), from.Port(), to.Addr(), to.Port()
 	if !l.hasPeer() {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"os"
 	"os/signal"
 	"slices"
 	"strings"
@@ -106,7 +107,7 @@ func withLeftRules(err error) error {
 }
 
 func newReloadCommand(e env) *cobra.Command {
-	var path string
+	var path, limit string
 	cmd := &cobra.Command{
 		Use:   "reload",
 		Short: "Make a running verdictd load its policy again",
@@ -119,11 +120,22 @@ The configuration file is read again too. If it is broken, that is the error, an
 nothing is loaded; else the settings are named that differ from those in use: they
 take effect with verdictd upgrade.
 
+It also says which established connections the new policy cuts, and names your
+own, such as that of the SSH session in which you type. With --confirm 60s
+verdictd goes back to the policy before after that time, unless verdictd confirm
+comes: also if it was killed or upgraded meanwhile. That works for a file that
+you have just changed and that is in use already, too.
+
 Needs root, or the user that verdictd runs as.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var r reloadResult
-			if err := ask(cmd.Context(), path, commandReload, reloadPatience, &r); err != nil {
+			o := order{own: ownSockets(os.Getpid())}
+			var err error
+			if o.confirm, err = parseConfirm("confirm", limit); err != nil {
+				return badInput(err)
+			}
+			if err := ask(cmd.Context(), path, commandReload+o.String(), reloadPatience, &r); err != nil {
 				return err
 			}
 			if r.Config.Error != "" {
@@ -133,8 +145,7 @@ Needs root, or the user that verdictd runs as.`,
 				return err
 			}
 			if r.Accepted {
-				_, err := fmt.Fprintf(e.stdout, "policy loaded: generation %d, sha256 %s\n", r.Generation, r.SHA256)
-				return err
+				return r.write(e.stdout, time.Now())
 			}
 			errs := []error{fmt.Errorf("policy refused, generation %d stays in use", r.Generation)}
 			for _, err := range r.Errors {
@@ -144,6 +155,7 @@ Needs root, or the user that verdictd runs as.`,
 		},
 	}
 	cmd.Flags().StringVar(&path, "control", "", controlUsage)
+	cmd.Flags().StringVar(&limit, "confirm", "", "go back after this `TIME`, such as 60s, unless verdictd confirm comes before")
 	return cmd
 }
 
@@ -181,6 +193,9 @@ func (st *status) write(w io.Writer, now time.Time) error {
 		terminal.Line(st.Policy.Source), st.Policy.Generation, st.Policy.SHA256, st.Policy.Engine, since(st.Policy.Loaded, now))
 	if r := st.Policy.Refused; r != nil {
 		fmt.Fprintf(&b, "another policy was refused %s ago, and this one stays: %s\n\n", since(r.At, now), terminal.Line(r.first()))
+	}
+	if st.Trial != nil {
+		fmt.Fprintf(&b, "ON TRIAL: %s\n\n", st.Trial.text(now))
 	}
 	b.Write(st.accounts())
 	fmt.Fprintf(&b, "\n%s\n\n", st.verdict())
