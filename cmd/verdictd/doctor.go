@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -56,19 +56,21 @@ Without root much is unknown, but the rest is said.`,
 			"  sudo verdictd doctor --json | jq -r '.attribution[] | select(.state != \"ok\") | .name'",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := examine(cmd.Context(), path)
+			show := func(c *checkup, s section) error {
+				_, err := e.stdout.Write(c.text(s, e.colour()))
+				return err
+			}
+			if asJSON {
+				show = func(*checkup, section) error { return nil }
+			}
+			c, err := examine(cmd.Context(), path, show)
 			if err != nil {
 				return err
 			}
-			text := c.text(e.colour())
 			if asJSON {
-				if text, err = json.MarshalIndent(c, "", "  "); err != nil {
+				if err := printJSON(e.stdout, c); err != nil {
 					return err
 				}
-				text = append(text, '\n')
-			}
-			if _, err := e.stdout.Write(text); err != nil {
-				return err
 			}
 			return c.err()
 		},
@@ -164,9 +166,38 @@ const (
 // examine looks at the machine. path is the control socket of the daemon to ask,
 // empty for the only one, if there is one.
 //
+// Each section is shown as soon as it is there. What takes too long is given up, and
+// its section says so.
+//
 // Errors: there are several daemons, or the one at path does not answer.
-func examine(ctx context.Context, path string) (*checkup, error) {
+func examine(ctx context.Context, path string, show func(*checkup, section) error) (*checkup, error) {
 	c := &checkup{Kernel: kernelRelease()}
+	if err := c.ask(ctx, path); err != nil {
+		return nil, err
+	}
+	set, setErr := capabilities(c.pid())
+	c.Unprivileged = c.Daemon == nil && setErr == nil && set&(1<<unix.CAP_NET_ADMIN) == 0
+	steps := [sections]func(){
+		sectionHead:  func() {},
+		sectionQueue: func() { c.fillQueue(ctx) },
+		sectionAttribution: func() {
+			c.Attribution = within(ctx, func() []finding { return c.attributionFindings(ctx) }, late)
+		},
+		sectionRights:     func() { c.Rights = rightFindings(set, setErr) },
+		sectionFamilies:   func() { c.Families = probeFamilies() },
+		sectionConclusion: c.judge,
+	}
+	for s, fill := range steps {
+		fill()
+		if err := show(c, section(s)); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// ask asks the daemon at path, the only one, or none.
+func (c *checkup) ask(ctx context.Context, path string) error {
 	var st *status
 	err := fmt.Errorf("%w: not asked", control.ErrNobody)
 	if path != noControl {
@@ -180,22 +211,50 @@ func examine(ctx context.Context, path string) (*checkup, error) {
 		c.Daemon = &daemonReport{PID: st.PID, Version: st.Version, Elsewhere: elsewhere(st.PID)}
 		c.Owners = st.Attribution
 	case path != "" || input:
-		return nil, err
+		return err
 	case !errors.Is(err, control.ErrNobody):
 		c.NotAsked = err.Error()
 		if errors.Is(err, fs.ErrPermission) {
 			c.NotAsked = "whether a verdictd runs is not known without root"
 		}
 	}
-	set, setErr := capabilities(c.pid())
-	c.Unprivileged = c.Daemon == nil && setErr == nil && set&(1<<unix.CAP_NET_ADMIN) == 0
-	can, canErr := c.try()
-	c.Queue = queueFindings(can, canErr)
-	c.Attribution = c.attributionFindings()
-	c.Rights = rightFindings(set, setErr)
-	c.Families = probeFamilies()
-	c.judge()
-	return c, nil
+	return nil
+}
+
+// fillQueue tries how packets come up, and what can be recorded of who sends them.
+func (c *checkup) fillQueue(ctx context.Context) {
+	type tried struct {
+		findings []finding
+		owners   attributionStatus
+	}
+	got := within(ctx, func() tried {
+		can, owners, err := c.try()
+		return tried{queueFindings(can, err), owners}
+	}, func() tried { return tried{late(), c.Owners} })
+	c.Queue, c.Owners = got.findings, got.owners
+}
+
+// sectionPatience bounds how long a section may take; what the kernel does to answer,
+// such as loading modules, takes a second or two.
+const sectionPatience = 30 * time.Second
+
+// within returns what f finds, or, if that takes too long, what late says in its
+// place. Then f goes on until the command ends.
+func within[T any](ctx context.Context, f, late func() T) T {
+	found := make(chan T, 1)
+	go func() { found <- f() }()
+	select {
+	case got := <-found:
+		return got
+	case <-time.After(sectionPatience):
+	case <-ctx.Done():
+	}
+	return late()
+}
+
+// late is what is said of a section that took too long.
+func late() []finding {
+	return []finding{{Name: "all of it", State: stateUnknown, Found: fmt.Sprintf("the kernel did not answer within %v", sectionPatience)}}
 }
 
 // pid names the process whose rights count: the daemon, or 0 for this one.

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -15,72 +13,6 @@ import (
 
 // kernelTypes is where the kernel describes its structures.
 const kernelTypes = "/sys/kernel/btf/vmlinux"
-
-// processes counts those that run, and those of which program and open files can
-// be read.
-type processes struct {
-	all, readable int
-	hidden        string // value of hidepid, empty if there is none
-	err           error
-}
-
-// readProcesses looks at all processes of /proc.
-func readProcesses() (p processes) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return processes{err: err}
-	}
-	for _, e := range entries {
-		if _, err := strconv.Atoi(e.Name()); err != nil {
-			continue
-		}
-		dir := filepath.Join("/proc", e.Name())
-		if args, _ := os.ReadFile(filepath.Join(dir, "cmdline")); len(args) == 0 {
-			continue // a thread of the kernel, or it has ended
-		}
-		_, exe := os.Readlink(filepath.Join(dir, "exe"))
-		_, fds := os.ReadDir(filepath.Join(dir, "fd"))
-		switch {
-		case exe == nil && fds == nil:
-			p.readable++
-		case errors.Is(exe, fs.ErrPermission) || errors.Is(fds, fs.ErrPermission):
-		default: // it has ended
-			continue
-		}
-		p.all++
-	}
-	list, err := mountinfo()
-	p.err = err
-	for _, m := range list {
-		if m.point == "/proc" && m.kind == "proc" {
-			for _, option := range strings.Split(m.options, ",") {
-				if value, ok := strings.CutPrefix(option, "hidepid="); ok {
-					p.hidden = value
-				}
-			}
-		}
-	}
-	return p
-}
-
-// procFinding says what can be read of processes. mayRead: by its capabilities
-// this command may read all.
-func procFinding(p processes, mayRead bool) finding {
-	f := finding{Name: "/proc", State: stateOK, Found: fmt.Sprintf("program and open files of %d of %d processes can be read", p.readable, p.all)}
-	switch {
-	case p.err != nil:
-		return finding{"/proc", stateMissing, p.err.Error(), "programs are not known", "mount -t proc proc /proc"}
-	case p.readable < p.all && mayRead:
-		f.State, f.Consequence = stateNote, "the others are protected even from root; their sockets are known by what is recorded, or by their user only"
-	case p.readable < p.all:
-		f.State, f.Consequence = stateLimit, "sockets of the others are known by their user only"
-		f.Remedy = "run it with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, or as root"
-	}
-	if p.hidden != "" {
-		f.Found += ", hidepid=" + p.hidden
-	}
-	return f
-}
 
 func connectorFinding(err error) finding {
 	f := finding{Name: "connector", State: stateOK, Found: "the kernel tells of processes that start and end"}

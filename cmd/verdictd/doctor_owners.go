@@ -16,7 +16,7 @@ import (
 )
 
 // attributionFindings says how owners of sockets are found.
-func (c *checkup) attributionFindings() []finding {
+func (c *checkup) attributionFindings(ctx context.Context) []finding {
 	var all []finding
 	if c.Daemon != nil {
 		all = append(all, counted(&c.Owners))
@@ -30,7 +30,7 @@ func (c *checkup) attributionFindings() []finding {
 	all = append(all, programFindings(&c.Owners)...)
 	return append(all,
 		diagFinding(&c.Owners),
-		procFinding(readProcesses(), mayReadAll()),
+		procFinding(readProcesses(ctx), mayReadAll()),
 		connectorFinding(hasProcessEvents()),
 		cgroupFinding(cgroupMounts()),
 		btfFinding(readable(kernelTypes)),

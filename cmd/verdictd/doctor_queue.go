@@ -17,27 +17,29 @@ const (
 
 // try makes rules in the kernel and, if no daemon was asked, records owners for
 // a moment.
-func (c *checkup) try() (hook.Abilities, error) {
+func (c *checkup) try() (can hook.Abilities, st attributionStatus, err error) {
 	if c.Daemon != nil {
-		return hook.Probe(hook.Config{})
+		can, err = hook.Probe(hook.Config{})
+		return can, c.Owners, err
 	}
 	// As for rules of the user's own, that may queue what is forwarded.
 	owners, err := attribution.Open(attribution.Config{Forward: true})
 	if err != nil {
-		c.Owners = attributionStatus{Report: attribution.Report{Mode: attribution.Auto.String(), Reason: err.Error(), NoSockDiag: "not tried"}}
-		return hook.Probe(hook.Config{})
+		st.Report = attribution.Report{Mode: attribution.Auto.String(), Reason: err.Error(), NoSockDiag: "not tried"}
+		can, err = hook.Probe(hook.Config{})
+		return can, st, err
 	}
-	can, err := hook.Probe(hook.Config{Record: owners.Program()})
-	c.Owners = attributionStatus{Report: owners.Report(), Rule: can.Record}
+	can, err = hook.Probe(hook.Config{Record: owners.Program()})
+	st = attributionStatus{Report: owners.Report(), Rule: can.Record}
 	switch {
-	case !c.Owners.Recording:
-		c.Owners.RuleReason = "nothing is recorded"
+	case !st.Recording:
+		st.RuleReason = "nothing is recorded"
 	case err != nil:
-		c.Owners.RuleReason = err.Error()
+		st.RuleReason = err.Error()
 	case can.NoRecord != nil:
-		c.Owners.RuleReason = can.NoRecord.Error()
+		st.RuleReason = can.NoRecord.Error()
 	}
-	return can, errors.Join(err, owners.Close())
+	return can, st, errors.Join(err, owners.Close())
 }
 
 // queueFindings says how packets come up.

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -48,6 +51,14 @@ func sampleCheckup() *checkup {
 	return c
 }
 
+// textOf returns all sections.
+func textOf(c *checkup, colour bool) (text []byte) {
+	for s := range sections {
+		text = append(text, c.text(s, colour)...)
+	}
+	return text
+}
+
 // TestDoctorGolden fixes what people and machines read. VERDICTD_UPDATE=1 writes
 // the files anew.
 func TestDoctorGolden(t *testing.T) {
@@ -57,7 +68,7 @@ func TestDoctorGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, got := range map[string][]byte{
-		"doctor.txt": fmt.Appendf(c.text(false), "%v\n", c.err()), "doctor.json": append(object, '\n'),
+		"doctor.txt": fmt.Appendf(textOf(c, false), "%v\n", c.err()), "doctor.json": append(object, '\n'),
 	} {
 		golden(t, filepath.Join("testdata", "doctor", name), got)
 	}
@@ -66,11 +77,11 @@ func TestDoctorGolden(t *testing.T) {
 // Colours change nothing but colours.
 func TestDoctorColours(t *testing.T) {
 	c := sampleCheckup()
-	plain := string(c.text(false))
+	plain := string(textOf(c, false))
 	if strings.Contains(plain, "\x1b") {
 		t.Error("there are colours without a terminal")
 	}
-	coloured := string(c.text(true))
+	coloured := string(textOf(c, true))
 	for _, code := range []string{"\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"} {
 		if !strings.Contains(coloured, code) {
 			t.Errorf("no colour %q", code)
@@ -157,5 +168,33 @@ func TestDoctorFindings(t *testing.T) {
 				t.Error("it does not say what follows")
 			}
 		})
+	}
+}
+
+// TestInspect: a process that cannot be looked at is named and passed over, and no
+// more of them are looked at than may hang.
+func TestInspect(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	self := os.Getpid()
+	for _, tt := range []struct {
+		hang      int // every so many, from the first on
+		hung      int
+		all, left int
+	}{{40, 1, 40, 0}, {20, 2, 40, 0}, {2, mostHung, 2*mostHung - 1, 40 - 2*mostHung + 1}, {1, mostHung, mostHung, 40 - mostHung}} {
+		n := 0
+		got := inspect(t.Context(), slices.Repeat([]int{self}, 40), func(int) sight {
+			n++
+			if (n-1)%tt.hang == 0 {
+				<-release
+			}
+			return sightReadable
+		}, 20*time.Millisecond)
+		if got.all != tt.all || len(got.hung) != tt.hung || got.readable != tt.all-tt.hung || got.left != tt.left {
+			t.Errorf("each %d. hangs: got %+v, want %+v", tt.hang, got, tt)
+		}
+		if f := procFinding(got, true); f.State != stateNote || !strings.Contains(f.Found, fmt.Sprintf("pid %d, called ", self)) {
+			t.Errorf("got %+v, want the process named", f)
+		}
 	}
 }

@@ -11,20 +11,41 @@ const (
 	nameWidth  = 20
 )
 
-// text returns the checkup for people.
-func (c *checkup) text(colour bool) []byte {
+// section is a part of what doctor says.
+type section int
+
+const (
+	sectionHead section = iota
+	sectionQueue
+	sectionAttribution
+	sectionRights
+	sectionFamilies
+	sectionConclusion
+	sections // how many there are
+)
+
+// text returns a section for people.
+func (c *checkup) text(s section, colour bool) []byte {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Linux %s, %s\n", c.Kernel, c.origin())
 	p := printer{&b, colour}
-	p.section("queue", c.Queue)
-	p.section("attribution", c.Attribution)
-	whose := "rights of this command"
-	if c.Daemon != nil {
-		whose = "rights of the daemon"
+	switch s {
+	case sectionHead:
+		fmt.Fprintf(&b, "Linux %s, %s\n", c.Kernel, c.origin())
+	case sectionQueue:
+		p.section("queue", c.Queue)
+	case sectionAttribution:
+		p.section("attribution", c.Attribution)
+	case sectionRights:
+		whose := "rights of this command"
+		if c.Daemon != nil {
+			whose = "rights of the daemon"
+		}
+		p.section(whose, c.Rights)
+	case sectionFamilies:
+		p.families(c.Families)
+	case sectionConclusion:
+		fmt.Fprintf(&b, "\n%s\n", c.conclusion())
 	}
-	p.section(whose, c.Rights)
-	p.families(c.Families)
-	fmt.Fprintf(&b, "\n%s\n", c.conclusion())
 	return []byte(b.String())
 }
 

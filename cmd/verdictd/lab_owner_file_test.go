@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/verdictd/verdictd/internal/lab"
@@ -92,4 +93,17 @@ func TestLabOwnerLink(t *testing.T) {
 	shell(t, lan.Client, `"$1/usr/tmp/evil" 9001; mkdir "$1/var/tmp/keep"; unshare -m sh -ec 'cd "$1"; mount --bind var/tmp var/tmp/keep
 		mount -t tmpfs x usr; mkdir usr/tmp; mount --bind var/tmp/keep usr/tmp; "$1/usr/tmp/evil" 9002; sleep 0.3' sh "$1"`, dir)
 	programsOf(t, d, map[uint16]string{9001: evil, 9002: evil})
+}
+
+// TestLabOwnerPreload: what LD_PRELOAD puts into a program is that program, as far as
+// anybody can tell. This is a limit, and SECURITY.md says so.
+func TestLabOwnerPreload(t *testing.T) {
+	setup(t, labtest.GCC, labtest.BPF)
+	lan, dir := labtest.Pair(t), t.TempDir()
+	compile(t, once, filepath.Join(dir, "once")) // gcc is there and works
+	shell(t, lan.Client, `cd "$1"; printf '%s' "$2" >a.c; gcc -w -O1 -shared -fPIC -o a.so a.c; echo 'int main(void) { return 0; }' >b.c; gcc -o trusted b.c`,
+		dir, strings.Replace(once, "int main(int argc, char **argv)", "__attribute__((constructor)) static int init(int argc, char **argv)", 1))
+	d := startDaemon(t, lan.Client, acceptAll, "--hook", "output")
+	shell(t, lan.Client, `LD_PRELOAD="$1/a.so" "$1/trusted" 9001`, dir)
+	programsOf(t, d, map[uint16]string{9001: filepath.Join(dir, "trusted")})
 }

@@ -34,6 +34,7 @@ const (
 	Dnsmasq        Cap = "dnsmasq binary"
 	Busybox        Cap = "busybox binary with udhcpc"
 	GCC            Cap = "gcc binary (with libc6-dev)"
+	FUSE           Cap = "file systems in user space (/dev/fuse)"
 	Btrfs          Cap = "btrfs, with mkfs.btrfs (btrfs-progs) and loop devices"
 
 	// For Lacks only.
@@ -78,6 +79,9 @@ func probe(c Cap) error {
 		return onPath("nft")
 	case Tshark:
 		return onPath("tshark")
+	case FUSE:
+		_, err := os.Stat("/dev/fuse")
+		return err
 	case Btrfs:
 		return onPath("mkfs.btrfs")
 	case Dnsmasq:
