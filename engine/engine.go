@@ -37,7 +37,8 @@ type Engine struct {
 	cfg     Config
 	fields  []rules.Field
 	outside outside
-	peers   *peers // nil with one worker
+	digest  func() string // of the fields
+	peers   *peers        // nil with one worker
 	asked   questions
 	current atomic.Pointer[published]
 
@@ -59,7 +60,7 @@ func New(cfg Config) *Engine {
 	if cfg.InterfaceName == nil {
 		cfg.InterfaceName = func(uint32) string { return "" }
 	}
-	e := &Engine{cfg: cfg, fields: rules.Fields()}
+	e := &Engine{cfg: cfg, fields: rules.Fields(), digest: sync.OnceValue(fieldsDigest)}
 	e.outside = newOutside(e.fields)
 	if cfg.Workers > 1 {
 		e.peers = newPeers()

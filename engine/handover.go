@@ -36,17 +36,45 @@ type KnownDecisions struct {
 
 // Past returns what to tell a successor. No worker may run.
 func (e *Engine) Past() Past {
+	for _, w := range e.workers {
+		w.publishStats()
+	}
+	return e.Published()
+}
+
+// Published is Past while workers run: flows that they have put into the table in
+// the last tenth of a second may be missing in NextFlow.
+func (e *Engine) Published() Past {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	p := Past{Fields: fieldsDigest()}
+	p := Past{Fields: e.digest()}
 	if now := e.current.Load(); now != nil {
 		p.Epoch, p.Generation, p.Hash, p.Mode, p.FailOpen = now.epoch, now.Generation, now.Hash, now.Mode, now.FailOpen
 	}
 	for _, w := range e.workers {
-		p.NextFlow = max(p.NextFlow, w.nextFlow&(1<<flowBits-1))
+		p.NextFlow = max(p.NextFlow, w.lastFlow.Load()&(1<<flowBits-1))
 	}
 	return p
 }
+
+// Recover makes a new engine number flows and count on after one that died, of
+// which past and stats are what was known last. Its flows and decisions are not
+// known. It must be called before any worker runs.
+func (e *Engine) Recover(past Past, stats Stats) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, w := range e.workers {
+		w.nextFlow += past.NextFlow + unknownFlows
+	}
+	if len(e.workers) > 0 {
+		e.workers[0].counts = stats
+		e.workers[0].publishStats()
+	}
+}
+
+// unknownFlows is more than a worker can have put into its table between the last
+// Published and its death.
+const unknownFlows = 1 << 24
 
 // fieldsDigest identifies the input document: what was remembered of its
 // fields means something only to a program with the same ones.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 
@@ -56,6 +57,7 @@ type Worker struct {
 	owners       owners
 	spare        entry // of the latest flow that had no room
 	nextFlow     uint64
+	lastFlow     atomic.Uint64 // nextFlow, when stats were published
 	lastTick     int64
 	published    int64
 	counts       Stats
@@ -168,6 +170,21 @@ const statsEvery = int64(100 * time.Millisecond)
 // packets wait for it.
 const maxSweep = 4096
 
+// EndFlows ends all flows, so that their last events are written. Where the log is
+// slower than they end it waits for room, until ctx is done: what finds none then
+// is lost, and counted. Nothing but Close may follow.
+func (w *Worker) EndFlows(ctx context.Context) {
+	w.table.clear(func(e *entry, why string) {
+		for w.ring != nil && w.ring.Full() && ctx.Err() == nil {
+			time.Sleep(roomEvery)
+		}
+		w.endFlow(e, why)
+	})
+}
+
+// roomEvery is how often EndFlows looks for room.
+const roomEvery = time.Millisecond
+
 // Close ends all flows, so that their last events are written, and publishes
 // the final counts. The worker is not to be used afterwards.
 func (w *Worker) Close() {
@@ -180,6 +197,7 @@ func (w *Worker) publishStats() {
 	s := w.counts
 	s.Flows = w.table.used
 	w.stats.Store(&s)
+	w.lastFlow.Store(w.nextFlow)
 }
 
 // hasFlow returns whether what is decided about p holds for a flow. Fragments

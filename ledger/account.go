@@ -8,7 +8,7 @@ package ledger
 //	Queued = Accepted + Dropped + Rejected + Lost + Unjudged + Waiting + Unexplained
 type Account struct {
 	Queued   uint64 `json:"queued"`   // sent to the queue by the kernel's rules
-	Received uint64 `json:"received"` // of them, read by verdictd: Accepted, Dropped, Rejected, and HookFlush and Unsent of Lost
+	Received uint64 `json:"received"` // of them, read by verdictd: Accepted, Dropped, Rejected, and HookFlush, InterfaceDown and Unsent of Lost
 
 	Accepted uint64 `json:"accepted"` // went on
 	Dropped  uint64 `json:"dropped"`  // by a decision
@@ -32,12 +32,16 @@ type Account struct {
 type Losses struct {
 	QueueFull     uint64 `json:"queue_full"`     // --queue-length packets were waiting
 	ReceiveBuffer uint64 `json:"receive_buffer"` // the socket had no room for their messages
-	HookFlush     uint64 `json:"hook_flush"`     // accepted, but somebody had removed a base chain, or an interface, and with it what was queued
+	HookFlush     uint64 `json:"hook_flush"`     // accepted, but somebody had removed a base chain, and with it what was queued
+	InterfaceDown uint64 `json:"interface_down"` // accepted, but an interface of theirs had gone down, and with it what was queued
+	NotQueued     uint64 `json:"not_queued"`     // the rules sent them to the queue, and the kernel did not queue them; counted with verdictd's own rules only
 	Unsent        uint64 `json:"unsent"`         // the kernel had no memory for the verdict
 }
 
 // Sum returns the packets lost for any cause.
-func (l *Losses) Sum() uint64 { return l.QueueFull + l.ReceiveBuffer + l.HookFlush + l.Unsent }
+func (l *Losses) Sum() uint64 {
+	return l.QueueFull + l.ReceiveBuffer + l.HookFlush + l.InterfaceDown + l.NotQueued + l.Unsent
+}
 
 // Passes are packets that went on unjudged under "fail open", by cause.
 type Passes struct {
@@ -71,7 +75,7 @@ func (a *Account) add(b *Account) {
 func (a *Account) counters() []*uint64 {
 	return []*uint64{
 		&a.Queued, &a.Received, &a.Accepted, &a.Dropped, &a.Rejected,
-		&a.Lost.QueueFull, &a.Lost.ReceiveBuffer, &a.Lost.HookFlush, &a.Lost.Unsent,
+		&a.Lost.QueueFull, &a.Lost.ReceiveBuffer, &a.Lost.HookFlush, &a.Lost.InterfaceDown, &a.Lost.NotQueued, &a.Lost.Unsent,
 		&a.Unjudged.QueueFull, &a.Unjudged.ReceiveBuffer,
 		&a.Waiting, &a.LateDrops, &a.Foreign, &a.Refused, &a.Overruns, &a.Malformed,
 	}
@@ -121,6 +125,8 @@ func Fields() []Field {
 		{"lost", "queue_full", false, "packets dropped by no decision", func(a *Account) uint64 { return a.Lost.QueueFull }},
 		{"lost", "receive_buffer", false, "", func(a *Account) uint64 { return a.Lost.ReceiveBuffer }},
 		{"lost", "hook_flush", false, "", func(a *Account) uint64 { return a.Lost.HookFlush }},
+		{"lost", "interface_down", false, "", func(a *Account) uint64 { return a.Lost.InterfaceDown }},
+		{"lost", "not_queued", false, "", func(a *Account) uint64 { return a.Lost.NotQueued }},
 		{"lost", "unsent", false, "", func(a *Account) uint64 { return a.Lost.Unsent }},
 		{"unjudged", "queue_full", false, "packets that passed by no decision, under fail open", func(a *Account) uint64 { return a.Unjudged.QueueFull }},
 		{"unjudged", "receive_buffer", false, "", func(a *Account) uint64 { return a.Unjudged.ReceiveBuffer }},

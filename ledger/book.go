@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -11,6 +12,28 @@ import (
 type Config struct {
 	Queues []*queue.Queue
 	NetNS  int // descriptor of the network namespace of the queues; 0 means that of the calling thread
+
+	// WentDown returns whether the interface whose index has these low
+	// queue.InterfaceBits bits went down a moment before at, or is gone. nil
+	// means that nobody knows.
+	WentDown func(low uint32, at time.Time) bool
+
+	Past Past // what the Book of the process before left
+}
+
+// Past is what a Book leaves to that of the process that goes on with its
+// queues. It travels as JSON.
+type Past struct {
+	Queues    []QueuePast `json:"queues"`
+	Unjudged  uint64      `json:"unjudged"`
+	NotQueued uint64      `json:"not_queued"`
+}
+
+// QueuePast is what is left of a queue.
+type QueuePast struct {
+	Num    uint16 `json:"num"`
+	Counts wide   `json:"counts"`
+	Down   uint64 `json:"down"`
 }
 
 // Book reads the counters of queues and rules and makes a Ledger of them. Its
@@ -21,17 +44,24 @@ type Book struct {
 	nums  []uint16
 	rules func() (uint64, error) // nil while there are none of ours
 
-	mu       sync.Mutex
-	kernel   []wide // by place in cfg.Queues
-	before   int64  // packets that came to the queues before the counters of the rules began
-	slack    int64  // by how much before may be too high, as packets moved while it was read
-	unjudged uint64 // passes of a full queue, as far as they are known
+	mu        sync.Mutex
+	kernel    []wide   // by place in cfg.Queues
+	down      []uint64 // packets lost as an interface went down, by place in cfg.Queues
+	before    int64    // packets that came to the queues before the counters of the rules began
+	slack     int64    // by how much before may be too high, as packets moved while it was read
+	unjudged  uint64   // passes of a full queue, as far as they are known
+	notQueued uint64   // packets that the kernel did not queue, as far as they are known
+	doubtful  uint64   // packets that were in neither at the last reading
+	saturated uint64   // of all queues, at the last reading
+	follows   bool     // another process, and nothing has been read yet
 }
 
 // wide are counters of queue.Kernel that do not wrap.
 type wide struct {
-	last                           queue.Kernel
-	ids, queueDropped, userDropped uint64
+	Last         queue.Kernel `json:"last"`
+	IDs          uint64       `json:"ids"`
+	QueueDropped uint64       `json:"queue_dropped"`
+	UserDropped  uint64       `json:"user_dropped"`
 }
 
 // reading is what was read of all queues at about the same time.
@@ -45,11 +75,31 @@ type reading struct {
 
 // NewBook returns a Book about queues that are bound.
 func NewBook(cfg Config) *Book {
-	b := &Book{cfg: cfg, kernel: make([]wide, len(cfg.Queues))}
-	for _, q := range cfg.Queues {
+	past := &cfg.Past
+	b := &Book{
+		cfg: cfg, kernel: make([]wide, len(cfg.Queues)), down: make([]uint64, len(cfg.Queues)),
+		unjudged: past.Unjudged, notQueued: past.NotQueued, follows: past.Queues != nil,
+	}
+	for i, q := range cfg.Queues {
 		b.nums = append(b.nums, q.Num())
+		for _, p := range past.Queues {
+			if p.Num == q.Num() {
+				b.kernel[i], b.down[i] = p.Counts, p.Down
+			}
+		}
 	}
 	return b
+}
+
+// Past returns what the Book leaves to the next one.
+func (b *Book) Past() Past {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := Past{Unjudged: b.unjudged, NotQueued: b.notQueued, Queues: []QueuePast{}}
+	for i, num := range b.nums {
+		p.Queues = append(p.Queues, QueuePast{Num: num, Counts: b.kernel[i], Down: b.down[i]})
+	}
+	return p
 }
 
 // SetRules says that rules of our own send packets to the queues from now on,
@@ -65,7 +115,7 @@ func (b *Book) SetRules(sent func() (uint64, error)) {
 	}
 	// Packets may have come before the rules did: from rules of an earlier run.
 	// Where they never pause, those that came between the readings are in both.
-	b.before, b.slack = int64(b.total(&r).Queued+b.unjudged)-int64(r.rules), r.moved()
+	b.before, b.slack = int64(b.total(&r).Queued+b.unjudged+b.notQueued)-int64(r.rules), r.moved()
 }
 
 // Read reads the counters and returns the accounts. It tries for some
@@ -108,6 +158,7 @@ func (b *Book) settle() (r reading, settled bool, err error) {
 // never more seems to have reached the queues than the rules sent; and what we
 // answered before what the kernel queued.
 func (b *Book) read() (r reading, err error) {
+	b.readFlushes()
 	if r.before, err = b.readKernel(); err != nil {
 		return r, err
 	}
@@ -140,6 +191,34 @@ func (b *Book) readKernel() ([]queue.Kernel, error) {
 	return all, err
 }
 
+// readFlushes finds out which of the packets that were flushed were so because an
+// interface went down. The news of that may come a little later than the refusal
+// of the verdict.
+func (b *Book) readFlushes() {
+	const late = 50 * time.Millisecond
+	if b.cfg.WentDown == nil {
+		return
+	}
+	for i, q := range b.cfg.Queues {
+		for _, f := range q.Flushes() {
+			if b.wentDown(&f) {
+				b.down[i] += f.Packets
+				continue
+			}
+			if age := time.Since(f.At); age < late {
+				time.Sleep(late - age)
+				if b.wentDown(&f) {
+					b.down[i] += f.Packets
+				}
+			}
+		}
+	}
+}
+
+func (b *Book) wentDown(f *queue.Flush) bool {
+	return f.In != 0 && b.cfg.WentDown(f.In, f.At) || f.Out != 0 && b.cfg.WentDown(f.Out, f.At)
+}
+
 // settled returns whether nothing moved between the first and the last number.
 func (r *reading) settled() bool {
 	for i := range r.kernel {
@@ -163,17 +242,22 @@ func (r *reading) moved() (n int64) {
 // balance makes the accounts.
 func (b *Book) balance(r *reading, settled bool) Ledger {
 	l := Ledger{Settled: settled, Rules: r.hasRules, Closes: settled}
-	failOpen := false
+	full := b.follows // nobody knows what came before
+	saturated := uint64(0)
 	for i, q := range b.cfg.Queues {
-		a := b.kernel[i].account(r.kernel[i], &r.stats[i], q.FailOpen(), settled)
-		failOpen = failOpen || q.FailOpen()
+		s := &r.stats[i]
+		a := b.kernel[i].account(r.kernel[i], s, b.down[i], q.FailOpen(), settled)
+		saturated += s.Saturated
+		full = full || s.Backlog+uint64(r.kernel[i].Depth)+slackOfRun >= uint64(q.MaxLen())
 		l.Closes = l.Closes && a.Closes()
 		l.Queues = append(l.Queues, QueueAccount{Queue: q.Num(), Length: q.MaxLen(), Account: a})
 		l.Total.add(&a)
 	}
 	if r.hasRules {
-		b.fromRules(&l.Total, int64(r.rules)+b.before, failOpen, settled)
+		failOpen := slices.ContainsFunc(b.cfg.Queues, (*queue.Queue).FailOpen)
+		b.fromRules(&l.Total, int64(r.rules)+b.before, failOpen && (full || saturated != b.saturated), settled)
 	}
+	b.saturated, b.follows = saturated, false
 	l.Closes = l.Closes && l.Total.Closes()
 	return l
 }
@@ -182,47 +266,60 @@ func (b *Book) balance(r *reading, settled bool) Ledger {
 func (b *Book) total(r *reading) *Account {
 	var sum Account
 	for i, q := range b.cfg.Queues {
-		a := b.kernel[i].account(r.kernel[i], &r.stats[i], q.FailOpen(), false)
+		a := b.kernel[i].account(r.kernel[i], &r.stats[i], b.down[i], q.FailOpen(), false)
 		sum.add(&a)
 	}
 	return &sum
 }
 
+// slackOfRun is how many packets may have waited before those of Stats.Backlog:
+// those of one batch.
+const slackOfRun = 64
+
 // fromRules compares what the rules sent with what came to the queues. More
-// sent than came: a full queue let it pass, or the kernel lost it for a reason
-// that it does not count. More came than sent: others send too.
-func (b *Book) fromRules(total *Account, sent int64, failOpen, settled bool) {
+// sent than came: a full queue let it pass, if one may have been full under fail
+// open (passes) since the last reading, or the kernel did not queue it. More came
+// than sent: others send too.
+func (b *Book) fromRules(total *Account, sent int64, passes, settled bool) {
 	more := sent - int64(total.Queued)
 	if more > 0 {
 		more = max(more-b.slack, 0)
 	}
-	switch {
-	case failOpen:
-		b.unjudged = max(b.unjudged, uint64(max(more, 0)))
-		total.Unjudged.QueueFull = b.unjudged
-		total.Queued += b.unjudged
-	case more > 0 && settled:
-		total.Unexplained += more
-		total.Queued += uint64(more)
-	}
 	if more < 0 && settled {
 		total.Foreign = uint64(-more)
 	}
+	grown := uint64(max(more-int64(b.unjudged+b.notQueued), 0))
+	// What is between rule and queue at this moment is in none of both, and what
+	// was so at the last reading is no more.
+	sure := min(b.doubtful, grown)
+	switch {
+	case passes:
+		b.unjudged += grown - sure
+		grown = sure
+	case settled:
+		sure = grown
+	}
+	b.notQueued += sure
+	b.doubtful = grown - sure
+	total.Unjudged.QueueFull = b.unjudged
+	total.Lost.NotQueued = b.notQueued
+	total.Queued += b.unjudged + b.notQueued
 }
 
 // account makes the account of one queue.
-func (w *wide) account(k queue.Kernel, s *queue.Stats, failOpen, settled bool) Account {
+func (w *wide) account(k queue.Kernel, s *queue.Stats, down uint64, failOpen, settled bool) Account {
 	w.add(k)
 	flushed := min(s.HookFlush, s.Accepted) // which were not read at the same moment
+	queueDropped, userDropped := w.QueueDropped-s.EarlierQueueDropped, w.UserDropped-s.EarlierUserDropped
 	a := Account{
-		Queued:   w.ids + w.queueDropped - min(s.Earlier, w.ids),
+		Queued:   w.IDs + queueDropped - min(s.Earlier, w.IDs),
 		Received: s.Received,
 		Accepted: s.Accepted - flushed,
 		Dropped:  s.Dropped,
 		Rejected: s.Rejected,
 		Lost: Losses{
-			QueueFull: w.queueDropped, ReceiveBuffer: w.userDropped,
-			HookFlush: flushed, Unsent: s.Unsent,
+			QueueFull: queueDropped, ReceiveBuffer: userDropped,
+			HookFlush: flushed - min(down, flushed), InterfaceDown: min(down, flushed), Unsent: s.Unsent,
 		},
 		LateDrops: s.LateDrop,
 		Refused:   s.Refused + s.NotPermitted,
@@ -252,8 +349,8 @@ func (w *wide) add(k queue.Kernel) {
 	if k.PortID == 0 {
 		return // not bound any more: nothing new
 	}
-	w.ids += uint64(k.LastID - w.last.LastID)
-	w.queueDropped += uint64(k.QueueDropped - w.last.QueueDropped)
-	w.userDropped += uint64(k.UserDropped - w.last.UserDropped)
-	w.last = k
+	w.IDs += uint64(k.LastID - w.Last.LastID)
+	w.QueueDropped += uint64(k.QueueDropped - w.Last.QueueDropped)
+	w.UserDropped += uint64(k.UserDropped - w.Last.UserDropped)
+	w.Last = k
 }

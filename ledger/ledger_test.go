@@ -18,6 +18,7 @@ func TestAccount(t *testing.T) {
 		name     string
 		kernel   queue.Kernel
 		stats    queue.Stats
+		down     uint64
 		failOpen bool
 		moving   bool
 		want     Account
@@ -38,6 +39,19 @@ func TestAccount(t *testing.T) {
 				Queued: 107, Received: 69, Accepted: 56, Dropped: 6, Waiting: 20, Overruns: 1,
 				Lost: Losses{QueueFull: 7, ReceiveBuffer: 11, HookFlush: 4, Unsent: 3},
 			},
+		},
+		{
+			name:   "an interface went down",
+			kernel: bound(queue.Kernel{LastID: 10}),
+			stats:  queue.Stats{Received: 10, Accepted: 10, HookFlush: 5},
+			down:   3,
+			want:   Account{Queued: 10, Received: 10, Accepted: 5, Lost: Losses{HookFlush: 2, InterfaceDown: 3}},
+		},
+		{
+			name:   "after an owner of whom nothing is known",
+			kernel: bound(queue.Kernel{LastID: 100, QueueDropped: 7, UserDropped: 5}),
+			stats:  queue.Stats{Received: 10, Accepted: 10, Earlier: 88, EarlierQueueDropped: 6, EarlierUserDropped: 3},
+			want:   Account{Queued: 13, Received: 10, Accepted: 10, Lost: Losses{QueueFull: 1, ReceiveBuffer: 2}},
 		},
 		{
 			name:     "fail open, gap at the end",
@@ -71,7 +85,7 @@ func TestAccount(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var w wide
-			got := w.account(tt.kernel, &tt.stats, tt.failOpen, !tt.moving)
+			got := w.account(tt.kernel, &tt.stats, tt.down, tt.failOpen, !tt.moving)
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("account (-want +got):\n%s", diff)
 			}
@@ -93,54 +107,54 @@ func TestCountersWrap(t *testing.T) {
 	}
 	w.add(queue.Kernel{})
 	const want = 6 * uint64(step)
-	if w.ids != want || w.queueDropped != want || w.userDropped != want {
-		t.Errorf("got %d, %d and %d, want %d", w.ids, w.queueDropped, w.userDropped, want)
+	if w.IDs != want || w.QueueDropped != want || w.UserDropped != want {
+		t.Errorf("got %d, %d and %d, want %d", w.IDs, w.QueueDropped, w.UserDropped, want)
 	}
 }
 
 func TestFromRules(t *testing.T) {
+	type step struct {
+		sent         int64
+		full, moving bool
+		unjudged     uint64
+		notQueued    uint64
+	}
 	tests := []struct {
-		name     string
-		sent     int64
-		failOpen bool
-		moving   bool
-		want     Account // but for Accepted, which is 100
-		open     bool
+		name    string
+		steps   []step // of which each reading gets 100 packets from the queues
+		foreign uint64
 	}{
-		{name: "as many", sent: 100, want: Account{Queued: 100}},
-		{name: "more came, from others", sent: 90, want: Account{Queued: 100, Foreign: 10}},
-		{name: "fewer came", sent: 130, want: Account{Queued: 130, Unexplained: 30}, open: true},
-		{name: "fewer came yet", sent: 130, moving: true, want: Account{Queued: 100}},
-		{name: "a full queue let them pass", sent: 130, failOpen: true, want: Account{Queued: 130, Unjudged: Passes{QueueFull: 30}}},
+		{"as many", []step{{sent: 100}}, 0},
+		{"more came, from others", []step{{sent: 90}}, 10},
+		{"fewer came", []step{{sent: 130, notQueued: 30}}, 0},
+		{"fewer came yet", []step{{sent: 130, moving: true}, {sent: 100}}, 0},
+		{"fewer came and do not come", []step{{sent: 130, moving: true}, {sent: 140, moving: true, notQueued: 30}, {sent: 140, moving: true, notQueued: 40}}, 0},
+		{"a full queue let them pass", []step{{sent: 130, full: true, moving: true, unjudged: 30}}, 0},
+		{"what is known stays known", []step{
+			{sent: 140, full: true, moving: true, unjudged: 40}, {sent: 120, full: true, unjudged: 40}, {sent: 150, full: true, unjudged: 50},
+		}, 0},
+		{"first not queued, then full", []step{
+			{sent: 130, notQueued: 30}, {sent: 140, full: true, unjudged: 10, notQueued: 30}, {sent: 145, unjudged: 10, notQueued: 35},
+		}, 0},
+		{"in doubt, then full", []step{{sent: 130, moving: true}, {sent: 140, full: true, unjudged: 10, notQueued: 30}}, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := Account{Queued: 100, Accepted: 100}
 			var b Book
-			b.fromRules(&got, tt.sent, tt.failOpen, !tt.moving)
-			tt.want.Accepted = 100
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("account (-want +got):\n%s", diff)
+			var got Account
+			for i, s := range tt.steps {
+				got = Account{Queued: 100, Accepted: 100}
+				b.fromRules(&got, s.sent, s.full, !s.moving)
+				want := Account{Queued: 100 + s.unjudged + s.notQueued, Accepted: 100, Foreign: got.Foreign}
+				want.Unjudged.QueueFull, want.Lost.NotQueued = s.unjudged, s.notQueued
+				if diff := cmp.Diff(want, got); diff != "" || !got.Closes() {
+					t.Errorf("reading %d: account (-want +got), closes: %v\n%s", i, got.Closes(), diff)
+				}
 			}
-			if got.Closes() == tt.open {
-				t.Errorf("got that it closes: %v, want %v", got.Closes(), !tt.open)
+			if got.Foreign != tt.foreign {
+				t.Errorf("got %d from others, want %d", got.Foreign, tt.foreign)
 			}
 		})
-	}
-}
-
-// What is once known to have passed unjudged stays known, when packets move
-// between the readings.
-func TestUnjudgedOnlyGrows(t *testing.T) {
-	var b Book
-	var got []uint64
-	for _, sent := range []int64{100, 140, 120, 90, 150} {
-		a := Account{Queued: 100}
-		b.fromRules(&a, sent, true, false)
-		got = append(got, a.Unjudged.QueueFull)
-	}
-	if diff := cmp.Diff([]uint64{0, 40, 40, 40, 50}, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
@@ -151,13 +165,32 @@ func TestSlack(t *testing.T) {
 		before: []queue.Kernel{{LastID: 0xffffffff, QueueDropped: 7}, {LastID: 5}},
 		kernel: []queue.Kernel{{LastID: 1, QueueDropped: 8}, {LastID: 5}},
 	}
-	b := Book{slack: r.moved()}
-	for sent, want := range map[int64]int64{99: 0, 100: 0, 103: 0, 104: 1} {
+	for sent, want := range map[int64]uint64{99: 0, 100: 0, 103: 0, 104: 1} {
+		b := Book{slack: r.moved()}
 		a := Account{Queued: 100}
 		b.fromRules(&a, sent, false, true)
-		if a.Unexplained != want {
-			t.Errorf("%d sent: got %d unexplained, want %d", sent, a.Unexplained, want)
+		if a.Lost.NotQueued != want {
+			t.Errorf("%d sent: got %d not queued, want %d", sent, a.Lost.NotQueued, want)
 		}
+	}
+}
+
+// A loss that one process told is not told by the next one.
+func TestOverloadGoesOn(t *testing.T) {
+	l := &Ledger{Queues: []QueueAccount{{Queue: 4, Length: 100}}}
+	l.Queues[0].Lost.QueueFull, l.Total.Lost.NotQueued = 50, 3
+	now := time.Unix(1000, 0)
+	var o Overload
+	if got := o.Check(now, l, true); len(got) != 2 {
+		t.Fatalf("got %+v, want two warnings", got)
+	}
+	next := NewOverload(o.Past())
+	if got := next.Check(now.Add(2*Interval), l, true); got != nil {
+		t.Errorf("got %+v, want nothing: it has been told", got)
+	}
+	l.Queues[0].Lost.QueueFull = 57
+	if got := next.Check(now.Add(3*Interval), l, true); len(got) != 1 || got[0].Count != 7 || got[0].Total != 57 {
+		t.Errorf("got %+v, want the 7 that are new", got)
 	}
 }
 

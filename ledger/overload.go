@@ -16,9 +16,37 @@ type Warning struct {
 const NearlyFull = "nearly_full"
 
 // Overload finds what is worth a warning in one Ledger after the other. The
-// zero value is ready. It is for one goroutine.
+// zero value is ready. It may be used by one goroutine at a time.
 type Overload struct {
 	told map[alarm]*told
+}
+
+// Told is what an Overload has told of one loss, for the one that goes on in
+// another process: a loss is told once, whoever tells it.
+type Told struct {
+	Queue int       `json:"queue"`
+	What  string    `json:"what"`
+	Cause string    `json:"cause"`
+	Total uint64    `json:"total"`
+	At    time.Time `json:"at"`
+}
+
+// Past returns what has been told, in no order.
+func (o *Overload) Past() []Told {
+	var all []Told
+	for a, t := range o.told {
+		all = append(all, Told{Queue: a.queue, What: a.what, Cause: a.cause, Total: t.total, At: t.at})
+	}
+	return all
+}
+
+// NewOverload returns an Overload that goes on after past.
+func NewOverload(past []Told) *Overload {
+	o := &Overload{told: make(map[alarm]*told)}
+	for _, t := range past {
+		o.told[alarm{t.Queue, t.What, t.Cause}] = &told{at: t.At, total: t.Total}
+	}
+	return o
 }
 
 // alarm is what warnings are repeated about.
@@ -111,6 +139,7 @@ func queueCauses() []cause {
 		{"lost", "queue_full", func(a *Account) *uint64 { return &a.Lost.QueueFull }, moreRoom + "; with --fail open such packets pass unjudged"},
 		{"lost", "receive_buffer", func(a *Account) *uint64 { return &a.Lost.ReceiveBuffer }, moreBuffer},
 		{"lost", "hook_flush", func(a *Account) *uint64 { return &a.Lost.HookFlush }, "let other programs empty their nf_tables base chains instead of deleting them: a deletion discards what is queued"},
+		{"lost", "interface_down", func(a *Account) *uint64 { return &a.Lost.InterfaceDown }, "none in verdictd: the kernel discards what waits for an interface that goes down; see what takes it down"},
 		{"lost", "unsent", func(a *Account) *uint64 { return &a.Lost.Unsent }, "the kernel is short of memory: free some"},
 		{"unjudged", "receive_buffer", func(a *Account) *uint64 { return &a.Unjudged.ReceiveBuffer }, moreBuffer},
 		{"refused", "verdict", func(a *Account) *uint64 { return &a.Refused }, "verdictd needs CAP_NET_ADMIN as long as it runs: start it again"},
@@ -121,6 +150,8 @@ func queueCauses() []cause {
 func totalCauses() []cause {
 	return []cause{
 		{"unjudged", "queue_full", func(a *Account) *uint64 { return &a.Unjudged.QueueFull }, moreRoom + "; with --fail closed such packets are dropped"},
+		{"lost", "not_queued", func(a *Account) *uint64 { return &a.Lost.NotQueued }, "the kernel does not queue copies and errors of packets whose connection it has not confirmed yet: " +
+			"let a rule before the queue accept them (ct status ! confirmed); if none can be meant, the kernel is short of memory: free some"},
 	}
 }
 

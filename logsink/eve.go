@@ -9,6 +9,7 @@ import (
 type EncoderConfig struct {
 	Host          string // name of this host, key host; empty: left out
 	BootID        string // kernel boot id, key verdictd.boot_id; empty: left out
+	Run           string // id of the run, key verdictd.run; empty: left out
 	PacketSource  string // key pkt_src; empty: "wire/pcap", which is Suricata's word for live packets
 	CommunitySeed uint16 // seed of the Community ID; the same in all tools that are to agree
 }
@@ -23,7 +24,7 @@ type EncoderConfig struct {
 //	| key | in | meaning |
 //	|---|---|---|
 //	| timestamp | all | time of the event, UTC, microseconds |
-//	| seq | all | number of the record: 1, 2, 3 … without gap in one run and output |
+//	| seq | all | number of the record: 1, 2, 3 … without gap in one run and output, over upgrades and crashes; a record of the kind loss says how many a crash took |
 //	| flow_id | packets | number of the flow, below 2^53; absent if the packet belongs to none |
 //	| in_iface | packets | interface that the packet came in by |
 //	| event_type | all | see below |
@@ -69,6 +70,7 @@ type EncoderConfig struct {
 //	| verdictd.header | verdict, packet | the keys of drop but reason |
 //	| verdictd.lost, .lost_total, .origin, .message | loss | how many since the last record and since the start; who lost them; why |
 //	| verdictd.admin, .message | admin | start, stop, policy …; what exactly |
+//	| verdictd.run | all | id of the run: seq goes on as long as it is the same; a new one begins with the record log_begins |
 //	| verdictd.boot_id | all | kernel boot id, if configured |
 //
 // Event types: "verdict" is an accepted and "drop" a dropped or rejected
@@ -124,6 +126,7 @@ func (x *Encoder) Append(b []byte, e *Event) []byte {
 	}
 	b = append(key(b, "verdictd"), '{')
 	b = nonempty(b, "boot_id", x.cfg.BootID)
+	b = nonempty(b, "run", x.cfg.Run)
 	if e.aboutPacket() {
 		b = x.appendOwn(b, e)
 	} else {

@@ -24,7 +24,8 @@ type file struct {
 	regular  bool  // not a pipe or device: those are neither repaired nor rotated
 	limit    int64 // size at which the next rotation is due
 
-	repaired  int64 // bytes of a torn record cut off by the last open
+	last      []byte // the last line that was there when it was opened; nil if none is
+	repaired  int64  // bytes of a torn record cut off by the last open
 	rotations uint64
 	rotateErr error // of the last attempt to rotate
 }
@@ -68,14 +69,14 @@ func (l *file) take(f *os.File) error {
 	if err != nil {
 		return fmt.Errorf("open audit log: %w", err)
 	}
-	l.f, l.size, l.limit, l.repaired = f, info.Size(), l.maxBytes, 0
+	l.f, l.size, l.limit, l.repaired, l.last = f, info.Size(), l.maxBytes, 0, nil
 	if l.regular = info.Mode().IsRegular(); !l.regular {
 		return nil
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("open audit log %s: in use by another process (give each verdictd its own file)", l.path)
 	}
-	if l.repaired, err = repair(f, l.size); err != nil {
+	if l.last, l.repaired, err = repair(f, l.size); err != nil {
 		return fmt.Errorf("repair last line of audit log %s: %w", l.path, err)
 	}
 	l.size -= l.repaired
@@ -94,21 +95,29 @@ func openError(path string, err error) error {
 	return fmt.Errorf("open audit log: %w", err)
 }
 
-// repair cuts a torn last line off and returns its length.
-func repair(f *os.File, size int64) (int64, error) {
+// repair cuts a torn last line off and returns its length, and the last whole
+// line, unless that is longer than any record.
+func repair(f *os.File, size int64) (last []byte, cut int64, err error) {
 	tail := make([]byte, min(size, maxTorn))
 	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil && !errors.Is(err, io.EOF) {
-		return 0, err
+		return nil, 0, err
 	}
-	torn := len(tail) - 1 - bytes.LastIndexByte(tail, '\n')
-	if torn == 0 {
-		return 0, nil
-	}
+	end := bytes.LastIndexByte(tail, '\n') + 1
+	torn := len(tail) - end
 	if torn == maxTorn {
 		_, err := f.Write([]byte{'\n'})
-		return 0, err
+		return nil, 0, err
 	}
-	return int64(torn), f.Truncate(size - int64(torn))
+	if end > 0 {
+		start := bytes.LastIndexByte(tail[:end-1], '\n') + 1
+		if start > 0 || size == int64(len(tail)) {
+			last = bytes.Clone(tail[start:end])
+		}
+	}
+	if torn == 0 {
+		return last, 0, nil
+	}
+	return last, int64(torn), f.Truncate(size - int64(torn))
 }
 
 // reopen opens the path anew if it no longer names the open file: log

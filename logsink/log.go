@@ -15,6 +15,7 @@ type Config struct {
 	Outputs []Output      // where records go; none means that they are only counted
 	Encoder EncoderConfig // what each JSON record says
 	Logger  *slog.Logger  // is told when an output fails and recovers; nil means nobody
+	Journal *Journal      // where it counts; nil means in memory of its own
 
 	RingEvents    int           // capacity of a ring; 0 means 8192
 	Poll          time.Duration // how long to rest when the rings are nearly empty; 0 means 10 ms
@@ -37,11 +38,12 @@ type Log struct {
 	mu    sync.Mutex
 	rings []*namedRing
 	cold  []Event // from Put
-	cut   uint64  // events that did not fit into cold
 
 	cutRecorded uint64 // of cut, for Run only
 
-	events atomic.Uint64
+	before                LogStats // of earlier processes of the run
+	events                atomic.Uint64
+	taken, put, cut, told *atomic.Uint64 // in the journal
 }
 
 type namedRing struct {
@@ -62,8 +64,12 @@ func New(cfg Config) (*Log, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	l := &Log{cfg: cfg, started: time.Now()}
-	if err := l.Open(cfg.Outputs, nil); err != nil {
+	l := &Log{
+		cfg: cfg, started: time.Now(),
+		taken: cfg.Journal.word(wordTaken), put: cfg.Journal.word(wordPut),
+		cut: cfg.Journal.word(wordCut), told: cfg.Journal.word(wordTold),
+	}
+	if err := l.Open(cfg.Outputs, Past{}); err != nil {
 		return nil, err
 	}
 	return l, nil
@@ -71,13 +77,19 @@ func New(cfg Config) (*Log, error) {
 
 // Open opens outputs beside those of Config. It is for a log that goes on where
 // that of another process ended, whose files are locked until then: events may
-// be put into the rings before. after holds, output by output, the seq of the
-// last record of the other log (Sequences); missing ones are 0. It must not be
-// called once Run runs. After an error it may be called again.
-func (l *Log) Open(outputs []Output, after []uint64) error {
-	had := len(l.outputs)
+// be put into the rings before. past is what the other log left (Log.Past or
+// Journal.Past); the zero value begins a run. It must not be called once Run
+// runs. After an error it may be called again.
+//
+// A run that begins is told by a record (log_begins), as is what a process that
+// died has lost.
+func (l *Log) Open(outputs []Output, past Past) error {
+	had, enc := len(l.outputs), l.cfg.Encoder
+	if past.Run != "" {
+		enc.Run = past.Run
+	}
 	for i, c := range outputs {
-		o, err := newOutput(c, l.cfg.Encoder)
+		o, err := newOutput(c, enc, l.cfg.Journal, had+i)
 		if err != nil {
 			for _, o := range l.outputs[had:] {
 				err = errors.Join(err, o.close(time.Now()))
@@ -85,23 +97,25 @@ func (l *Log) Open(outputs []Output, after []uint64) error {
 			l.outputs = l.outputs[:had]
 			return err
 		}
-		if i < len(after) {
-			o.enc.seq = after[i]
-		}
 		l.outputs = append(l.outputs, o)
 		l.reportRepair(o)
 	}
+	for i, o := range l.outputs[had:] {
+		o.follow(&past, past.output(i), l.cfg.FlushInterval)
+	}
+	l.before = past.Stats
 	return nil
 }
 
-// Sequences returns the seq of the last record of each output, for a log that
-// goes on in another process. It must be called after Run has returned.
-func (l *Log) Sequences() []uint64 {
-	var seqs []uint64
+// Past returns what the log leaves to that of another process. It must be called
+// after Run has returned.
+func (l *Log) Past() Past {
+	p := Past{Run: l.cfg.Encoder.Run, Stats: l.Stats()}
 	for _, o := range l.outputs {
-		seqs = append(seqs, o.enc.seq)
+		p.Run = o.enc.cfg.Run
+		p.Outputs = append(p.Outputs, o.past())
 	}
-	return seqs
+	return p
 }
 
 func setDefault[T int | time.Duration](v *T, def T) {
@@ -114,9 +128,12 @@ func setDefault[T int | time.Duration](v *T, def T) {
 // records of losses: "queue 0". It may be called from any goroutine, also
 // while Run runs.
 func (l *Log) Ring(name string) *Ring {
-	r := &namedRing{Ring: NewRing(l.cfg.RingEvents), name: "ring " + name}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	i := len(l.rings)
+	r := &namedRing{
+		Ring: newRing(l.cfg.RingEvents, l.cfg.Journal.ring(i, wordHead), l.cfg.Journal.ring(i, wordLost)), name: "ring " + name,
+	}
 	l.rings = append(l.rings, r)
 	return r.Ring
 }
@@ -134,10 +151,11 @@ func (l *Log) Put(e Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.cold) == maxCold {
-		l.cut++
+		l.cut.Add(1)
 		return
 	}
 	l.cold = append(l.cold, e)
+	l.put.Add(1)
 }
 
 // Reopen makes Run open the files anew that log rotation has moved. It may be
@@ -191,17 +209,21 @@ func (l *Log) pass(now time.Time) int {
 	rings, cold := l.rings, l.cold
 	l.cold = nil
 	l.mu.Unlock()
+	take := func(e *Event) {
+		l.write(e, now)
+		l.taken.Add(1)
+	}
 	for i := range cold {
-		l.write(&cold[i], now)
+		take(&cold[i])
 	}
 	most := 0
-	write := func(e *Event) { l.write(e, now) }
 	for _, r := range rings {
-		most = max(most, r.Drain(write))
+		most = max(most, r.Drain(take))
 	}
 	return most
 }
 
+// write gives e to all outputs.
 func (l *Log) write(e *Event, now time.Time) {
 	l.events.Add(1)
 	for _, o := range l.outputs {
@@ -251,7 +273,7 @@ func (l *Log) flush(o *output, now time.Time) {
 // last one.
 func (l *Log) recordLosses(now time.Time) {
 	l.mu.Lock()
-	rings, cut := l.rings, l.cut
+	rings := l.rings
 	l.mu.Unlock()
 	for _, r := range rings {
 		if lost := r.Lost(); lost != r.recorded {
@@ -259,7 +281,7 @@ func (l *Log) recordLosses(now time.Time) {
 			r.recorded = lost
 		}
 	}
-	if cut != l.cutRecorded {
+	if cut := l.cut.Load(); cut != l.cutRecorded {
 		l.recordLoss(now, "admin", cut-l.cutRecorded, cut)
 		l.cutRecorded = cut
 	}
@@ -270,6 +292,7 @@ func (l *Log) recordLoss(now time.Time, origin string, lost, total uint64) {
 		Kind: Loss, Time: now.UnixNano(), Origin: origin,
 		Packets: [2]uint64{lost, total}, Text: "ring full: the log is slower than the events",
 	}, now)
+	l.told.Add(lost)
 }
 
 func (l *Log) reopen(now time.Time) {
@@ -296,13 +319,16 @@ func (l *Log) reportRepair(o *output) {
 	o.file.repaired = 0
 }
 
+// originLog is the origin of the record that ends a log in good order.
+const originLog = "log"
+
 // finish writes everything that is left and closes.
 func (l *Log) finish() error {
 	now := time.Now()
 	l.pass(now)
 	l.recordLosses(now)
 	s := l.Stats()
-	l.write(&Event{Kind: Stats, Time: now.UnixNano(), Origin: "log", Counters: []Counter{
+	l.write(&Event{Kind: Stats, Time: now.UnixNano(), Origin: originLog, Counters: []Counter{
 		{"uptime", uint64(now.Sub(l.started) / time.Second)},
 		{"log_events", s.Events}, {"log_lost", s.Lost}, {"log_write_errors", s.WriteErrors}, {"log_rotations", s.Rotations},
 	}}, now)
@@ -317,7 +343,7 @@ func (l *Log) closeOutputs(now time.Time) error {
 	return errors.Join(errs...)
 }
 
-// LogStats counts what a Log did.
+// LogStats counts what a Log did, and those of the processes before in its run.
 type LogStats struct {
 	Events      uint64 // taken out of rings and from Put, records of losses included
 	Lost        uint64 // events that did not fit into a ring
@@ -328,9 +354,10 @@ type LogStats struct {
 
 // Stats returns the counters. It may be called from any goroutine.
 func (l *Log) Stats() LogStats {
-	s := LogStats{Events: l.events.Load()}
+	s := l.before
+	s.Events += l.events.Load()
 	l.mu.Lock()
-	s.Lost = l.cut
+	s.Lost += l.cut.Load()
 	for _, r := range l.rings {
 		s.Lost += r.Lost()
 	}

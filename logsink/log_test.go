@@ -195,7 +195,7 @@ func (f *failing) Write(b []byte) (int, error) {
 // the log says how much that was.
 func TestOutputFails(t *testing.T) {
 	w := &failing{err: errors.New("no space left on device")}
-	o, err := newOutput(Output{Path: "disk", Writer: w, BufferBytes: 5000}, EncoderConfig{})
+	o, err := newOutput(Output{Path: "disk", Writer: w, BufferBytes: 5000}, EncoderConfig{}, nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,32 +66,3 @@ func TestLabNFLogHandOver(t *testing.T) {
 		t.Errorf("got %d events and %d lost, want %d and none", events, lost, count)
 	}
 }
-
-// A log that goes on where another ended numbers its records on.
-func TestLogGoesOn(t *testing.T) {
-	path := t.TempDir() + "/eve.json"
-	outputs := []Output{{Path: path}}
-	first := newLog(t, Config{Outputs: outputs})
-	second := newLog(t, Config{})
-	second.Admin("second", "waits for the first") // before its file is free
-	if err := second.Open(outputs, nil); err == nil {
-		t.Fatal("got no error for a file that another log has locked")
-	}
-	stop := start(t, first)
-	first.Admin("first", "")
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
-	seqs := first.Sequences()
-	if err := second.Open(outputs, seqs); err != nil {
-		t.Fatal(err)
-	}
-	stop = start(t, second)
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
-	// One record of each Admin and one of counters at each end.
-	if got := second.Sequences(); len(seqs) != 1 || seqs[0] != 2 || len(got) != 1 || got[0] != 4 {
-		t.Errorf("got records up to %v and then %v, want [2] and [4]", seqs, got)
-	}
-}

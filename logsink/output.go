@@ -1,6 +1,7 @@
 package logsink
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -39,26 +40,34 @@ const (
 // output is an open Output with what waits to be written. Only the log's
 // goroutine touches it, but for the counters.
 type output struct {
-	cfg     Output
-	enc     *Encoder
-	file    *file // nil if it is no file
-	w       io.Writer
-	buf     []byte
-	midLine bool // the last write stopped within a line
+	cfg  Output
+	enc  *Encoder
+	file *file // nil if it is no file
+	w    io.Writer
+	buf  []byte
+	torn []byte // what was written of a line whose rest is in buf
 
 	cause   error // why writing fails; nil if it does not
 	told    bool  // the logger knows that it fails
 	retryAt time.Time
-	missed  uint64 // records lost since writing fails
+
+	inherited uint64 // records that the process before missed
 
 	records, lost, errors, rotations atomic.Uint64
+
+	// In the journal; missed are records lost since writing fails.
+	seq, written, missed *atomic.Uint64
 }
 
-func newOutput(cfg Output, enc EncoderConfig) (*output, error) {
+// newOutput opens an output, which is number i of journal.
+func newOutput(cfg Output, enc EncoderConfig, journal *Journal, i int) (*output, error) {
 	if cfg.BufferBytes == 0 {
 		cfg.BufferBytes = defaultBuffer
 	}
-	o := &output{cfg: cfg, enc: NewEncoder(enc), buf: make([]byte, 0, writeSize+4096)}
+	o := &output{
+		cfg: cfg, enc: NewEncoder(enc), buf: make([]byte, 0, writeSize+4096),
+		seq: journal.output(i, wordSeq), written: journal.output(i, wordWritten), missed: journal.output(i, wordMissed),
+	}
 	switch {
 	case cfg.Writer != nil:
 		o.w = cfg.Writer
@@ -82,7 +91,7 @@ func (o *output) put(e *Event, now time.Time) {
 		o.flush(now)
 	}
 	if len(o.buf) >= o.cfg.BufferBytes {
-		o.missed++
+		o.missed.Add(1)
 		o.lost.Add(1)
 		return
 	}
@@ -92,10 +101,12 @@ func (o *output) put(e *Event, now time.Time) {
 func (o *output) add(e *Event) {
 	o.records.Add(1)
 	if o.cfg.Pretty {
+		o.enc.seq++
 		o.buf = AppendPretty(o.buf, e, o.cfg.Colour)
-		return
+	} else {
+		o.buf = o.enc.Append(o.buf, e)
 	}
-	o.buf = o.enc.Append(o.buf, e)
+	o.seq.Store(o.enc.seq)
 }
 
 // flush writes what is there. While writing fails it tries once a second.
@@ -116,10 +127,8 @@ func (o *output) flush(now time.Time) {
 func (o *output) writeAll() error {
 	for len(o.buf) > 0 {
 		n, err := o.write(o.buf)
-		if n > 0 {
-			o.midLine = o.buf[n-1] != '\n'
-			o.buf = o.buf[:copy(o.buf, o.buf[n:])]
-		}
+		o.wrote(o.buf[:n])
+		o.buf = o.buf[:copy(o.buf, o.buf[n:])]
 		if err != nil {
 			return err
 		}
@@ -127,11 +136,21 @@ func (o *output) writeAll() error {
 	return nil
 }
 
+// wrote notes that b was written. Each record is a line.
+func (o *output) wrote(b []byte) {
+	if end := bytes.LastIndexByte(b, '\n'); end >= 0 {
+		o.torn = o.torn[:0]
+		o.written.Add(uint64(bytes.Count(b, []byte{'\n'})))
+		b = b[end+1:]
+	}
+	o.torn = append(o.torn, b...)
+}
+
 func (o *output) write(b []byte) (int, error) {
 	if o.file == nil {
 		return o.w.Write(b)
 	}
-	n, err := o.file.write(b, !o.midLine)
+	n, err := o.file.write(b, len(o.torn) == 0)
 	o.rotations.Store(o.file.rotations)
 	return n, err
 }
@@ -142,11 +161,12 @@ func (o *output) recovered(now time.Time) {
 		return
 	}
 	e := Event{Kind: Admin, Time: now.UnixNano(), Reason: "output_recovered", Origin: o.name(), Text: o.cause.Error()}
-	if o.missed > 0 {
-		e.Kind, e.Packets = Loss, [2]uint64{o.missed, o.lost.Load()}
+	if missed := o.missed.Load(); missed > 0 {
+		e.Kind, e.Packets = Loss, [2]uint64{missed, o.lost.Load() + o.inherited}
 	}
-	o.cause, o.missed = nil, 0
+	o.cause = nil
 	o.add(&e)
+	o.missed.Store(0)
 }
 
 // reopen follows a file that has been moved. It returns nil for other outputs.
@@ -155,7 +175,7 @@ func (o *output) reopen(now time.Time) error {
 		return nil
 	}
 	o.flush(now)
-	if o.midLine { // the rest of the line belongs into the old file
+	if len(o.torn) > 0 { // the rest of the line belongs into the old file
 		return fmt.Errorf("reopen audit log %s: a record is half written (ask again when the disk has space): %w", o.cfg.Path, o.cause)
 	}
 	return o.file.reopen()
@@ -186,7 +206,7 @@ func (o *output) close(now time.Time) error {
 		return nil
 	}
 	return fmt.Errorf("audit log %s: the last %d bytes and %d records after them could not be written: %w",
-		o.cfg.Path, len(o.buf), o.missed, o.cause)
+		o.cfg.Path, len(o.buf), o.missed.Load(), o.cause)
 }
 
 func (o *output) name() string { return "output " + o.cfg.Path }

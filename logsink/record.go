@@ -21,6 +21,8 @@ type Record struct {
 	// unknown.
 	Input *rules.Input
 
+	Src, Dst netip.AddrPort // as in Input; port 0 without ports
+
 	// What was decided. Of a flow's end, a reject reads as drop.
 	Action    packet.Action // what the policy said, also where monitor mode did not do it
 	Rule      string        // empty if the policy was not asked
@@ -98,6 +100,9 @@ type header struct {
 	EchoSeq  uint16  `json:"icmp_seq"`
 }
 
+// ErrNoPacket says that a record speaks of verdictd itself.
+var ErrNoPacket = errors.New("is about no packet")
+
 // ParseRecord reads a line of the audit log that is about a packet. The error
 // says what is wrong with it; the line's place is the caller's.
 func ParseRecord(text []byte) (*Record, error) {
@@ -110,7 +115,7 @@ func ParseRecord(text []byte) (*Record, error) {
 	case "":
 		return nil, errors.New("has no event_type: no record of the audit log")
 	default:
-		return nil, fmt.Errorf("record of type %q is about no packet, want verdict, drop, flow or packet", l.EventType)
+		return nil, fmt.Errorf("record of type %q %w, want verdict, drop, flow or packet", l.EventType, ErrNoPacket)
 	}
 	f, err := l.facts()
 	if err != nil {
@@ -121,6 +126,7 @@ func ParseRecord(text []byte) (*Record, error) {
 		Cause: l.Own.Reason, Policy: l.Own.Policy.SHA256, LatencyNS: l.Own.Latency,
 	}
 	r.Input.Forget(l.carries)
+	r.Src, r.Dst = netip.AddrPortFrom(f.Packet.Src, f.Packet.SrcPort), netip.AddrPortFrom(f.Packet.Dst, f.Packet.DstPort)
 	return r, nil
 }
 

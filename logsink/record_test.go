@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
@@ -66,8 +67,11 @@ func TestParseRecord(t *testing.T) {
 				if action == packet.Accept {
 					want.EventType = "verdict"
 				}
-				r.Input = nil
-				if diff := cmp.Diff(want, *r); diff != "" {
+				if r.Src != netip.AddrPortFrom(tt.p.Src, tt.p.SrcPort) || r.Dst != netip.AddrPortFrom(tt.p.Dst, tt.p.DstPort) {
+					t.Errorf("got %v -> %v", r.Src, r.Dst)
+				}
+				r.Input, r.Src, r.Dst = nil, netip.AddrPort{}, netip.AddrPort{}
+				if diff := cmp.Diff(want, *r, cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
 					t.Errorf("(-want +got):\n%s", diff)
 				}
 			}

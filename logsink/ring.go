@@ -8,20 +8,30 @@ import "sync/atomic"
 type Ring struct {
 	slots []Event
 	mask  uint64
-	_     [64]byte // keeps the two ends on cache lines of their own
-	head  atomic.Uint64
-	lost  atomic.Uint64
-	_     [64]byte
+	head  *atomic.Uint64 // events committed
+	lost  *atomic.Uint64
+	_     [64]byte // keeps what both ends read apart from what one writes
 	tail  atomic.Uint64
+	_     [64]byte
 }
 
 // NewRing returns a ring that holds size events, rounded up to a power of two.
 func NewRing(size int) *Ring {
+	var own struct {
+		head atomic.Uint64
+		_    [64]byte
+		lost atomic.Uint64
+	}
+	return newRing(size, &own.head, &own.lost)
+}
+
+// newRing returns a ring that counts in head and lost, which are 0.
+func newRing(size int, head, lost *atomic.Uint64) *Ring {
 	n := uint64(1)
 	for n < uint64(size) {
 		n <<= 1
 	}
-	return &Ring{slots: make([]Event, n), mask: n - 1}
+	return &Ring{slots: make([]Event, n), mask: n - 1, head: head, lost: lost}
 }
 
 // Next returns the slot for the next event, or nil if the ring is full: then
@@ -49,6 +59,9 @@ func (r *Ring) Drain(fn func(*Event)) int {
 	}
 	return int(head - tail)
 }
+
+// Full returns whether Next would find no room. For the producer only.
+func (r *Ring) Full() bool { return r.head.Load()-r.tail.Load() > r.mask }
 
 // Lost returns how many events did not fit. It may be called from anywhere.
 func (r *Ring) Lost() uint64 { return r.lost.Load() }

@@ -16,10 +16,12 @@ import (
 // what was read and not answered waits in the kernel's queue.
 
 // Position is what the owner of a queue leaves to the next one. It is taken
-// when Run has returned.
+// when Run has returned, or, of an owner that died, made of the last Stats that
+// are known of it.
 type Position struct {
-	NextID uint32 // of the packet that comes next
+	NextID uint32 // of the packet that comes next; not known if Died
 	Stats  Stats
+	Died   bool
 }
 
 // Position returns where Run stopped.
@@ -41,8 +43,9 @@ func (q *Queue) File() (*os.File, error) {
 // Verdicts need CAP_NET_ADMIN in the process that sends them.
 //
 // at is where the previous owner stopped; then nothing is answered twice and
-// lost packets are counted across the change. nil says that it died: the queue
-// is recovered.
+// lost packets are counted across the change. If it died, the queue is recovered,
+// and the counters go on from those that are known: what it read since then is
+// Stats.Earlier. nil says that it died and nothing is known: counting begins.
 func Attach(cfg Config, f *os.File, at *Position) (*Queue, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -52,9 +55,15 @@ func Attach(cfg Config, f *os.File, at *Position) (*Queue, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("attach queue %d: %w", cfg.Num, err), f.Close())
 	}
-	if at == nil {
+	switch {
+	case at == nil:
+		q.unknown = true
 		err = q.Recover()
-	} else {
+	case at.Died:
+		q.before = at.Stats
+		q.before.Received = at.Stats.Accepted + at.Stats.Dropped + at.Stats.Rejected + at.Stats.Unsent // read at several moments
+		err = q.Recover()
+	default:
 		q.nextID, q.before = at.NextID, at.Stats
 		err = q.configure(false)
 	}
@@ -97,9 +106,18 @@ func (q *Queue) Recover() error {
 	if len(kernel) == 0 {
 		return fmt.Errorf("recover queue %d: not bound: %w", q.cfg.Num, syscall.ENODEV)
 	}
-	q.lastID, q.recovering = kernel[0].LastID, true
-	if q.nextID == 1 { // nobody has counted them yet
-		q.dropped = kernel[0].UserDropped
+	k := &kernel[0]
+	q.lastID, q.recovering = k.LastID, true
+	switch {
+	case q.nextID != 1: // we had it before
+	case q.unknown: // what the kernel counted is not of our time
+		q.before.EarlierQueueDropped, q.before.EarlierUserDropped = uint64(k.QueueDropped), uint64(k.UserDropped)
+	default:
+		q.nextID += uint32(q.before.Received + q.before.Earlier)
+		if q.cfg.FailOpen { // else the kernel counts them
+			q.nextID += uint32(q.before.Gaps)
+		}
+		q.dropped = k.UserDropped
 	}
 	return q.configure(false)
 }

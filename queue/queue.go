@@ -48,7 +48,9 @@ type Queue struct {
 	lastID     uint32 // of the packets that came before Recover
 	dropped    uint32 // of them, packets that found no room
 
-	before Stats // of earlier owners
+	before  Stats // of earlier owners
+	unknown bool  // what they counted is
+	flushes flushes
 
 	// Reused from packet to packet.
 	msg  nfnl.Message
@@ -180,7 +182,9 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 		if err != nil {
 			return err
 		}
-		spin = q.answer(h, now.UnixNano()) > 0 && q.cfg.Spin > 0
+		n := q.answer(h, now.UnixNano())
+		spin = n > 0 && q.cfg.Spin > 0
+		q.busy(n)
 		if late {
 			q.repeat(q.lastID)
 		}
@@ -189,6 +193,20 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 		}
 	}
 	return nil
+}
+
+// busy notes that a batch of n messages was read. One that is not full emptied
+// the socket: what was queued between two such moments was read between them.
+func (q *Queue) busy(n int) {
+	run := q.count.backlog.Load() + uint64(n)
+	if n == batch {
+		q.count.backlog.Store(run)
+		return
+	}
+	if run+batch >= uint64(q.cfg.MaxLen) {
+		q.count.saturated.Add(1)
+	}
+	q.count.backlog.Store(0)
 }
 
 // receive reads a batch; it waits for one until the read deadline. With spin it
@@ -266,7 +284,9 @@ func (q *Queue) answer(h packet.Handler, now int64) (messages int) {
 func (q *Queue) message(h packet.Handler, now int64) {
 	m := &q.msg
 	if m.IsError {
-		q.count.refusal(m)
+		if q.count.refusal(m) {
+			q.flushes.add(m.Request.PortID>>actionBits, now)
+		}
 		return
 	}
 	if m.Type != nfnl.Type(subsystem, msgPacket) || m.ResID != q.cfg.Num {
@@ -295,7 +315,7 @@ func (q *Queue) message(h packet.Handler, now int64) {
 	if v.Action > packet.Reject {
 		v.Action = packet.Drop
 	}
-	appendVerdict(&q.out, q.cfg.Num, q.meta.ID, v)
+	appendVerdict(&q.out, q.cfg.Num, &q.meta, v)
 	q.sent[v.Action]++
 }
 

@@ -146,7 +146,7 @@ func TestVerdict(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var w nfnl.Writer
-			appendVerdict(&w, 3, 2, tt.v)
+			appendVerdict(&w, 3, &packet.Meta{ID: 2}, tt.v)
 			if got := hexOf(w.Bytes()); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
@@ -209,7 +209,7 @@ func TestUnknownActionDrops(t *testing.T) {
 	q := bareQueue(3)
 	q.msg = packetMessage(&w)
 	q.message(judge(func(*packet.Meta, []byte) packet.Verdict { return packet.Verdict{Action: 77} }), 1)
-	appendVerdict(&want, 3, 1, packet.Verdict{Action: packet.Drop})
+	appendVerdict(&want, 3, &packet.Meta{ID: 1}, packet.Verdict{Action: packet.Drop})
 	if diff := cmp.Diff(want.Bytes(), q.out.Bytes()); diff != "" {
 		t.Errorf("verdict (-want +got):\n%s", diff)
 	}

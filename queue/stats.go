@@ -27,8 +27,8 @@ type Stats struct {
 	// HookFlush is how many accepted packets the kernel had dropped before the
 	// verdict came (ENOENT): the removal of any nf_tables base chain in the
 	// namespace empties all its queues, an interface that goes down empties
-	// them of its packets. LateDrop is the same for packets that were to be
-	// dropped or rejected: no loss.
+	// them of its packets; Flushes tells the two apart. LateDrop is the same for
+	// packets that were to be dropped or rejected: no loss.
 	HookFlush uint64
 	LateDrop  uint64
 
@@ -53,6 +53,17 @@ type Stats struct {
 	SendRetries uint64 // batches of verdicts sent again, the kernel being short of memory
 	Earlier     uint64 // packets that somebody read who died: they came again under new ids, or were answered before
 	Repeats     uint64 // how often packets of a dead owner were sent through their hook again
+
+	// Saturated is how often so many packets were read in one go that MaxLen may
+	// have been waiting at some moment. As long as it does not grow, and Backlog,
+	// which is read in the present go, is well below MaxLen, the queue was never
+	// full.
+	Saturated uint64
+	Backlog   uint64 // not a sum but now
+
+	// Counters of the kernel from before: from owners that left none of these.
+	EarlierQueueDropped uint64
+	EarlierUserDropped  uint64
 }
 
 // counters are what Run counts, for Stats to read from elsewhere.
@@ -69,10 +80,13 @@ type counters struct {
 	unknown      atomic.Uint64
 	earlier      atomic.Uint64
 	repeats      atomic.Uint64
+	saturated    atomic.Uint64
+	backlog      atomic.Uint64
 }
 
-// refusal counts the kernel's refusal of a verdict.
-func (c *counters) refusal(m *nfnl.Message) {
+// refusal counts the kernel's refusal of a verdict. It returns whether an accepted
+// packet is lost because the kernel had dropped it before.
+func (c *counters) refusal(m *nfnl.Message) (flushed bool) {
 	switch {
 	case m.Request.Type == nfnl.Type(subsystem, msgBatch) && m.Errno == syscall.ENOENT:
 		// Nothing was left to repeat.
@@ -82,11 +96,13 @@ func (c *counters) refusal(m *nfnl.Message) {
 		c.notPermitted.Add(1)
 	case m.Errno != syscall.ENOENT:
 		c.refused.Add(1)
-	case packet.Action(m.Request.PortID) == packet.Accept:
+	case packet.Action(m.Request.PortID&(1<<actionBits-1)) == packet.Accept:
 		c.hookFlush.Add(1)
+		return true
 	default:
 		c.lateDrop.Add(1)
 	}
+	return false
 }
 
 // Stats returns the counters. It may be called from any goroutine, also while
@@ -111,6 +127,8 @@ func (q *Queue) Stats() Stats {
 		SendRetries:  s.SendRetries,
 		Earlier:      c.earlier.Load(),
 		Repeats:      c.repeats.Load(),
+		Saturated:    c.saturated.Load(),
+		Backlog:      c.backlog.Load(),
 	}
 	sum.add(&q.before)
 	return sum
@@ -135,6 +153,9 @@ func (s *Stats) add(t *Stats) {
 	s.SendRetries += t.SendRetries
 	s.Earlier += t.Earlier
 	s.Repeats += t.Repeats
+	s.Saturated += t.Saturated
+	s.EarlierQueueDropped += t.EarlierQueueDropped
+	s.EarlierUserDropped += t.EarlierUserDropped
 }
 
 // MaxLen returns how many packets may wait for a verdict.

@@ -134,21 +134,40 @@ func etherType(family uint8) uint16 {
 // appendVerdict appends the verdict for packet id of a queue.
 //
 // The kernel ignores sequence number and port id of a verdict and repeats both
-// if it refuses it. So they carry what the refusal must tell: the packet and
-// what was to become of it.
-func appendVerdict(w *nfnl.Writer, queue uint16, id uint32, v packet.Verdict) {
+// if it refuses it. So they carry what the refusal must tell: the packet, its
+// interfaces and what was to become of it.
+func appendVerdict(w *nfnl.Writer, queue uint16, m *packet.Meta, v packet.Verdict) {
 	h := nfnl.Header{
 		Type:   nfnl.Type(subsystem, msgVerdict),
 		Flags:  nfnl.FlagRequest,
-		Seq:    id,
-		PortID: uint32(v.Action),
+		Seq:    m.ID,
+		PortID: uint32(v.Action) | interfacesOf(m)<<actionBits,
 	}
 	w.Begin(h, syscall.AF_UNSPEC, queue)
-	w.Uint32s(attrVerdictHdr, kernelVerdict(v), id)
+	w.Uint32s(attrVerdictHdr, kernelVerdict(v), m.ID)
 	if v.SetMark {
 		w.Uint32(attrMark, v.Mark)
 	}
 	w.End()
+}
+
+const (
+	actionBits    = 2  // of a verdict's port id
+	interfaceBits = 15 // each for the interface that the packet came in and goes out by
+	interfaceMask = 1<<interfaceBits - 1
+)
+
+// interfacesOf returns the low bits of the interfaces that a packet is lost with
+// if they go down: of a bridge, its ports.
+func interfacesOf(m *packet.Meta) uint32 {
+	in, out := m.In, m.Out
+	if m.PhysIn != 0 {
+		in = m.PhysIn
+	}
+	if m.PhysOut != 0 {
+		out = m.PhysOut
+	}
+	return in&interfaceMask | out&interfaceMask<<interfaceBits
 }
 
 // kernelVerdict returns what the kernel is told. A rejected packet is dropped

@@ -10,13 +10,19 @@ import (
 // awaitLog opens it.
 func (d *daemon) openAudit() error {
 	host, _ := os.Hostname() // without it the record just lacks the key
-	cfg := logsink.Config{Encoder: logsink.EncoderConfig{Host: host}, Logger: d.log}
-	if d.line.elder == nil {
-		cfg.Outputs = d.logOutputs()
+	d.auditRun = newRun()
+	past := d.remember()
+	if past.Run != "" {
+		d.auditRun = past.Run
 	}
 	var err error
-	d.audit, err = logsink.New(cfg)
-	return err
+	d.audit, err = logsink.New(logsink.Config{
+		Encoder: logsink.EncoderConfig{Host: host, Run: d.auditRun}, Logger: d.log, Journal: d.memory.journal(),
+	})
+	if err != nil || d.line.elder != nil {
+		return err
+	}
+	return d.audit.Open(d.logOutputs(), past)
 }
 
 // logOutputs returns where the audit log goes.

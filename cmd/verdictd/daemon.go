@@ -37,6 +37,7 @@ type daemon struct {
 	generation uint64
 	links      *links.Table
 	audit      *logsink.Log
+	auditRun   string                // id that its records carry
 	owners     *attribution.Resolver // nil: nobody looks for owners of sockets
 	engine     *engine.Engine
 	queues     []*queue.Queue
@@ -50,6 +51,7 @@ type daemon struct {
 	marks    *offload
 	observer observer
 
+	memory   memory
 	line     *succession       // never nil
 	heir     *heir             // has taken or is taking our place
 	upgrades *net.UnixListener // nil if there is none
@@ -110,7 +112,7 @@ func (d *daemon) run(ctx context.Context) error {
 	endAudit()
 	audit.Wait()
 	if d.heir != nil {
-		return errors.Join(err, auditErr, d.release(ctx))
+		return errors.Join(err, d.release(ctx, auditErr))
 	}
 	d.report()
 	return errors.Join(err, auditErr)
@@ -175,6 +177,7 @@ func (d *daemon) open(ctx context.Context) error {
 	d.attached = time.Now()
 	if d.line.elder == nil {
 		d.marks.begin()
+		d.continueCounts()
 		if err := d.publish(ctx, d.policy); err != nil {
 			return err
 		}
@@ -216,9 +219,7 @@ func (d *daemon) judge(ctx context.Context) error {
 	for {
 		err := d.judgeOn(ctx)
 		if err != nil || d.heir == nil {
-			for _, w := range d.workers {
-				w.Close()
-			}
+			d.endFlows(ctx)
 			return err
 		}
 		err = d.handOver(ctx)
@@ -233,6 +234,21 @@ func (d *daemon) judge(ctx context.Context) error {
 		}
 	}
 }
+
+// endFlows ends the flows, and gives the audit log time to take the records of
+// their ends.
+func (d *daemon) endFlows(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endFlowsLimit)
+	defer cancel()
+	for _, w := range d.workers {
+		w.EndFlows(ctx)
+		w.Close()
+	}
+}
+
+// endFlowsLimit bounds how long a stop waits for an audit log that is slower than
+// flows end. What it has not taken by then is counted as lost.
+const endFlowsLimit = 10 * time.Second
 
 // judgeOn runs everything that reads packets or changes how they are judged.
 // The tasks end in two steps: first all that brings packets, then, when the
@@ -327,6 +343,7 @@ func (d *daemon) announce() error {
 		d.observer.follow(ruleset)
 	}
 	d.settle()
+	d.tellDeath()
 	source := d.source().String()
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
 	d.log.Info("ready", "pid", os.Getpid(), "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
@@ -417,7 +434,9 @@ func (d *daemon) distrustPolicy(ctx context.Context, m *policy.Mismatch) {
 func (d *daemon) publish(ctx context.Context, p *policy.Policy) error {
 	d.generation++
 	d.observer.inUse(p)
-	return d.marks.publish(ctx, d.snapshot(p))
+	err := d.marks.publish(ctx, d.snapshot(p))
+	d.writeNote()
+	return err
 }
 
 // snapshot returns what packets are judged by under the policy, but for the
@@ -446,7 +465,7 @@ func (d *daemon) report() {
 	total := lost.Sum() + l.Total.Waiting
 	if total > 0 {
 		line = line.With("queue_full", lost.QueueFull, "unread", l.Total.Waiting, "receive_buffer", lost.ReceiveBuffer,
-			"hook_flush", lost.HookFlush, "unsent", lost.Unsent)
+			"hook_flush", lost.HookFlush, "interface_down", lost.InterfaceDown, "not_queued", lost.NotQueued, "unsent", lost.Unsent)
 	}
 	if s.Offloaded > 0 {
 		line = line.With("offloaded_flows", s.Offloaded)

@@ -202,7 +202,7 @@ func (d *daemon) giveAll(ctx context.Context, h *heir) error {
 
 // giveLegacy sends everything but the flows.
 func (d *daemon) giveLegacy(h *heir) error {
-	l := legacy{Stopped: time.Now(), Engine: d.engine.Past(), Marks: d.marks.legacy(), Hook: d.Hook}
+	l := legacy{Stopped: time.Now(), Engine: d.engine.Past(), Marks: d.marks.legacy(), Hook: d.Hook, Run: d.auditRun, Books: d.observer.book.Past(), Told: d.memory.told}
 	for i, q := range d.queues {
 		l.Queues = append(l.Queues, queueLegacy{Num: q.Num(), Position: q.Position(), Worker: d.workers[i].Past()})
 	}
@@ -242,9 +242,10 @@ func (d *daemon) resume(err error) error {
 	return nil
 }
 
-// release tells the heir that the audit log is closed, and lets it go. Told to
-// stop after it had let go, the daemon passes that on.
-func (d *daemon) release(ctx context.Context) error {
+// release tells the heir that the audit log is closed, and lets it go. What could
+// not be written (unwritten) goes with it, to be written or told by the heir. Told
+// to stop after it had let go, the daemon passes that on.
+func (d *daemon) release(ctx context.Context, unwritten error) error {
 	h := d.heir
 	if ctx.Err() != nil {
 		_ = h.cmd.Process.Signal(syscall.SIGTERM) // fails if it has ended
@@ -252,6 +253,13 @@ func (d *daemon) release(ctx context.Context) error {
 	if err := h.conn.SetDeadline(time.Now().Add(handOverLimit)); err != nil {
 		return err
 	}
-	err := h.conn.SendJSON(kindClosed, closed{Sequences: d.audit.Sequences()})
+	c := closed{Log: d.audit.Past()}
+	for _, o := range c.Log.Outputs {
+		c.Sequences = append(c.Sequences, o.Seq)
+	}
+	err := h.conn.SendJSON(kindClosed, c)
+	if err != nil {
+		err = errors.Join(err, unwritten)
+	}
 	return errors.Join(err, h.conn.Close(), h.cmd.Process.Release())
 }

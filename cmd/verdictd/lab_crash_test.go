@@ -341,7 +341,7 @@ func TestLabDescriptorStore(t *testing.T) {
 	const rate = 5_000
 	net := labtest.Pair(t)
 	got := sink(t, net.Server, sinkPort)
-	stored := strings.Fields("nflog queue-3 queue-4 record-changes record-flows record-owners record-processes")
+	stored := strings.Fields("blackbox nflog queue-3 queue-4 record-changes record-flows record-owners record-processes")
 	m := newServiceManager(t, net.Client)
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "policy.rego"), portsPolicy)

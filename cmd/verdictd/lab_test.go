@@ -107,6 +107,7 @@ func writeFile(t *testing.T, path, text string) {
 
 // record is a line of the audit log.
 type record struct {
+	Seq     uint64     `json:"seq"`
 	Type    string     `json:"event_type"`
 	FlowID  uint64     `json:"flow_id"`
 	In      string     `json:"in_iface"`
@@ -130,6 +131,7 @@ type record struct {
 	} `json:"flow"`
 	Stats map[string]uint64 `json:"stats"`
 	Own   struct {
+		Run    string  `json:"run"`
 		Queue  uint16  `json:"queue"`
 		Hook   string  `json:"hook"`
 		Status string  `json:"status"`

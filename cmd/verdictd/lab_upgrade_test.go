@@ -72,9 +72,9 @@ func (u *upgradable) upgrade() {
 	u.waitProcesses(n + 1)
 }
 
-// stop stops verdictd and checks the audit log: numbers without gap, no loss.
-// It returns the summary of the last process.
-func (u *upgradable) stop(gaps bool) summary {
+// stop stops verdictd and checks the audit log: numbers without gap, no loss but
+// that of a process that died. It returns the summary of the last process.
+func (u *upgradable) stop(died bool) summary {
 	u.t.Helper()
 	if code := u.Stop(); code != 0 {
 		u.t.Errorf("got exit code %d, want 0: %s", code, u.Stderr())
@@ -89,7 +89,8 @@ func (u *upgradable) stop(gaps bool) summary {
 		if _, err := fmt.Sscanf(line[strings.Index(line, `"seq":`):], `"seq":%d`, &seq); err != nil {
 			u.t.Fatalf("line %d: %v: %s", i+1, err, line)
 		}
-		if seq != next && !gaps || !u.late && strings.Contains(line, `"event_type":"loss"`) {
+		loss := strings.Contains(line, `"event_type":"loss"`) && (!died || !strings.Contains(line, " died and took with it "))
+		if seq != next || !u.late && loss {
 			u.t.Fatalf("line %d: got seq %d, want %d and no loss: %s", i+1, seq, next, line)
 		}
 		next = seq + 1

@@ -43,6 +43,7 @@ type status struct {
 
 type policyStatus struct {
 	Source     string    `json:"source"`
+	Path       string    `json:"path,omitempty"` // absolute, or the URL of a bundle
 	Generation uint64    `json:"generation"`
 	SHA256     string    `json:"sha256"`
 	Loaded     time.Time `json:"loaded"`
@@ -117,6 +118,7 @@ type flowStatus struct {
 }
 
 type auditStatus struct {
+	File        string `json:"file,omitempty"` // absolute path; empty: standard output
 	Events      uint64 `json:"events"`
 	Lost        uint64 `json:"lost"`         // found the ring full
 	Unwritten   uint64 `json:"unwritten"`    // records that an output could not take
@@ -145,7 +147,10 @@ type observer struct {
 func (d *daemon) openObserver() error {
 	o := &d.observer
 	o.started = time.Now()
-	o.book = ledger.NewBook(ledger.Config{Queues: d.queues, NetNS: d.netns})
+	books, told := d.books()
+	o.book = ledger.NewBook(ledger.Config{Queues: d.queues, NetNS: d.netns, WentDown: d.links.WentDown, Past: books})
+	d.memory.overload = ledger.NewOverload(told)
+	d.memory.told = told
 	o.reload.ask = make(chan struct{})
 	return d.listen()
 }
@@ -323,7 +328,7 @@ func (d *daemon) status() (*status, error) {
 			ErrorPackets: errorPackets, Remarked: s.Remarked,
 		},
 		Audit: auditStatus{
-			Events: audit.Events, Lost: audit.Lost, Unwritten: audit.Unwritten, WriteErrors: audit.WriteErrors, Rotations: audit.Rotations,
+			File: absolute(d.Log.File), Events: audit.Events, Lost: audit.Lost, Unwritten: audit.Unwritten, WriteErrors: audit.WriteErrors, Rotations: audit.Rotations,
 		},
 	}
 	st.Attribution, st.Trial = d.attributionStatus(), d.trials.shown.Load()
@@ -331,13 +336,26 @@ func (d *daemon) status() (*status, error) {
 	defer o.mu.Unlock()
 	snapshot, _ := d.engine.Snapshot()
 	st.Policy = policyStatus{
-		Source: d.source().String(), Generation: snapshot.Generation, SHA256: snapshot.Hash, Loaded: o.loaded, Refused: o.refused,
+		Source: d.source().String(), Path: absolute(d.Policy), Generation: snapshot.Generation, SHA256: snapshot.Hash,
+		Loaded: o.loaded, Refused: o.refused,
 		Evaluations: s.Evaluated, Errors: s.PolicyErrors, Overruns: o.overruns + o.policy.Stats().Overruns,
 		Engine: o.policy.Engine().String(), ErrorsAt: o.policy.Stats().Places,
 	}
 	shadow := d.shadow.Stats()
 	st.Policy.Compared, st.Policy.Mismatches = shadow.Compared, shadow.Mismatches
 	return st, nil
+}
+
+// absolute returns the path of a file as others can use it; "" for none.
+func absolute(path string) string {
+	if path == "" || path == "-" || strings.Contains(path, "://") {
+		return strings.TrimPrefix(path, "-")
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return path
+	}
+	return abs
 }
 
 func failText(open bool) string {
@@ -398,24 +416,27 @@ const watchEvery = time.Second
 func (d *daemon) record(ctx context.Context) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
-	var overload ledger.Overload
+	notes := time.NewTicker(noteEvery)
+	defer notes.Stop()
 	recorded := time.Now()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
+		case <-notes.C:
+			d.writeNote()
 		case <-ticker.C:
-			d.warn(&overload, false)
+			d.warn(false)
 			if d.statsInterval > 0 && time.Since(recorded) >= d.statsInterval-watchEvery/2 {
 				recorded = time.Now()
 				d.recordStats()
 			}
 		}
 	}
-	d.warn(&overload, true)
+	d.warn(true)
 }
 
 // warn tells of losses that have not been told yet.
-func (d *daemon) warn(o *ledger.Overload, last bool) {
+func (d *daemon) warn(last bool) {
 	read := d.observer.book.Glance // each second
 	if last {
 		read = d.observer.book.Read
@@ -426,7 +447,7 @@ func (d *daemon) warn(o *ledger.Overload, last bool) {
 		return
 	}
 	now := time.Now()
-	for _, w := range o.Check(now, &l, last) {
+	for _, w := range d.memory.check(now, &l, last) {
 		origin := "queues " + d.Queues.String()
 		if w.Queue >= 0 {
 			origin = fmt.Sprintf("queue %d", w.Queue)

@@ -43,6 +43,11 @@ lost are packets that were dropped by no decision:
   receive buffer   the socket had no room
   hook flush       somebody removed an nf_tables base chain, and the kernel
                    discarded what was queued
+  interface down   an interface went down, and the kernel discarded what waited
+                   for it
+  not queued       the kernel did not queue what the rules sent: copies and errors
+                   of packets whose connection it had not confirmed, or for want of
+                   memory. Known with --hook only
   unsent           the kernel had no memory for the verdict
 passed unjudged are packets that --fail open let pass for want of room. The
 kernel does not count them: those of a full queue are known only with --hook,
@@ -257,6 +262,8 @@ func rows() []row {
 		{"lost, queue full", false, func(a *ledger.Account) uint64 { return a.Lost.QueueFull }},
 		{"lost, receive buffer", false, func(a *ledger.Account) uint64 { return a.Lost.ReceiveBuffer }},
 		{"lost, hook flush", false, func(a *ledger.Account) uint64 { return a.Lost.HookFlush }},
+		{"lost, interface down", false, func(a *ledger.Account) uint64 { return a.Lost.InterfaceDown }},
+		{"lost, not queued", false, func(a *ledger.Account) uint64 { return a.Lost.NotQueued }},
 		{"lost, unsent", false, func(a *ledger.Account) uint64 { return a.Lost.Unsent }},
 		{"passed unjudged, queue full", true, func(a *ledger.Account) uint64 { return a.Unjudged.QueueFull }},
 		{"passed unjudged, receive buffer", true, func(a *ledger.Account) uint64 { return a.Unjudged.ReceiveBuffer }},

@@ -18,6 +18,7 @@ import (
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/internal/handover"
+	"github.com/verdictd/verdictd/ledger"
 	"github.com/verdictd/verdictd/logsink"
 	"github.com/verdictd/verdictd/queue"
 )
@@ -48,6 +49,9 @@ type legacy struct {
 	Files   []string              `json:"files"`   // names of the sockets
 	Control string                `json:"control"` // path of its control socket; empty: none
 	Hook    string                `json:"hook"`    // where its rules are; empty: it has none of its own
+	Run     string                `json:"run"`     // of the audit log
+	Books   ledger.Past           `json:"books"`
+	Told    []ledger.Told         `json:"told"`
 }
 
 // marksLegacy are the marks of connections that the rules know.
@@ -64,7 +68,22 @@ type queueLegacy struct {
 
 // closed says where the audit log ended.
 type closed struct {
-	Sequences []uint64 `json:"sequences"`
+	Log       logsink.Past `json:"log"`
+	Sequences []uint64     `json:"sequences"` // seq of the last record of each output: what versions without Log say and read
+}
+
+// past returns where the log of the run goes on.
+func (c *closed) past(run string) logsink.Past {
+	p := c.Log
+	if p.Run == "" { // the elder died, and the file knows its last record, or is older
+		p.Run = run
+	}
+	if len(p.Outputs) == 0 {
+		for _, seq := range c.Sequences {
+			p.Outputs = append(p.Outputs, logsink.OutputPast{Seq: seq, Written: seq})
+		}
+	}
+	return p
 }
 
 // succession connects a daemon with who was there before it, who watches over
@@ -144,9 +163,12 @@ func (d *daemon) openQueue(cfg queue.Config) (*queue.Queue, error) {
 		return queue.Open(cfg)
 	}
 	at := d.line.position(cfg.Num)
+	if at == nil {
+		at = d.memory.before(cfg.Num)
+	}
 	q, err := queue.Attach(cfg, f, at)
 	switch {
-	case err == nil && at == nil:
+	case err == nil && (at == nil || at.Died):
 		d.log.Warn("going on where another process died", "queue", cfg.Num)
 	case errors.Is(err, syscall.ENODEV): // a socket that lost its queue, such as by a change of namespace
 		return queue.Open(cfg)
@@ -204,6 +226,9 @@ func (d *daemon) inherit(m *handover.Message) error {
 	l := &d.line.legacy
 	if err := m.Decode(l); err != nil {
 		return err
+	}
+	if l.Run != "" {
+		d.auditRun = l.Run
 	}
 	if len(l.Files) != len(m.Files) {
 		return fmt.Errorf("take over: %d sockets, want %d", len(m.Files), len(l.Files))
@@ -305,10 +330,10 @@ func (d *daemon) awaitLog(ctx context.Context) {
 		err = m.Decode(&end)
 	}
 	if err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
-		d.log.Error("where the audit log ended is not known, numbers start again", "error", err)
+		d.log.Error("how the audit log ended is not known, its last records may be missing", "error", err)
 	}
 	for told := false; ; told = true {
-		err := d.audit.Open(d.logOutputs(), end.Sequences)
+		err := d.audit.Open(d.logOutputs(), end.past(d.auditRun))
 		if err == nil {
 			return
 		}
@@ -346,6 +371,7 @@ func (d *daemon) settle() {
 		for name, f := range records {
 			d.store(name, f, nil)
 		}
+		d.storeBox()
 	}
 	d.supervise(s.supervisor.Notify("READY=1"))
 }

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"strings"
+	"net/netip"
 
 	"github.com/spf13/cobra"
 
@@ -17,62 +14,46 @@ import (
 	"github.com/verdictd/verdictd/rules"
 )
 
-// maxRecords is how many records why explains at once.
-const maxRecords = 100
-
 func newWhyCommand(e env) *cobra.Command {
 	var from policyFlags
 	var asJSON bool
 	var nearest int
+	var controlPath string
 	cmd := &cobra.Command{
-		Use:   "why RECORD|FLOW",
+		Use:   "why RECORD|FLOW|HOST:PORT",
 		Short: "Say why a policy decides as it does about a record of the log or a flow",
 		Long: `why says which rule of a policy decides about a packet, what it read, which
 rules came near and at which condition they failed, and how long it took. It
 evaluates the policy anew, with tracing, on the facts it is given:
 
-  RECORD  is a line of the audit log, a file of such lines, or - for standard
-          input. Facts that the log does not carry are said to be unknown, and
-          count as absent. The answer is compared with what the record says.
+  RECORD  is a line of the audit log, in JSON or as --pretty writes it, a file of
+          such lines, such as the whole log, or - for standard input. Lines that
+          speak of no packet are passed over. Facts that the log does not carry
+          are said to be unknown, and count as absent. The answer is compared
+          with what the record says.
   FLOW    is text: PROTOCOL SOURCE[:PORT] -> DESTINATION[:PORT] [HOOK]
           [INTERFACE] [FIELD VALUE]... with any field of verdictd schema.
+  HOST:PORT  asks the running daemon for its audit log and, without --policy, its
+          policy, and takes the last record to or from there.
 
 Exit codes: 0 explained, and each record says the same; 1 a record says
 something else, or the policy could not be traced; 2 the policy, a record or
 the flow is at fault.`,
-		Example: "  verdictd why --policy policy.rego 'tcp 10.0.0.1:40000 -> 1.2.3.4:443 output eth0 uid 1000'\n" +
+		Example: "  sudo verdictd why 192.0.2.7:443\n" +
+			"  verdictd why --policy policy.rego 'tcp 10.0.0.1:40000 -> 1.2.3.4:443 output eth0 uid 1000'\n" +
 			"  grep '\"dest_port\":8443' eve.json | tail -1 | verdictd why --policy policy.rego -",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usageError(cmd, errors.New("nothing to explain: give a record of the audit log, a file of records, - or a flow in words"))
 			}
-			x, err := from.explainer(cmd)
-			if err != nil {
-				return err
-			}
-			questions, err := parseQuestions(e, args)
-			if err != nil {
-				return badInput(err)
-			}
-			differ := 0
-			for i := range questions {
-				same, err := answer(cmd, e, x, &questions[i], nearest, asJSON)
-				if err != nil {
-					return err
-				}
-				if !same {
-					differ++
-				}
-			}
-			if differ > 0 {
-				return fmt.Errorf("%d of %d records say something else than the policy does now", differ, len(questions))
-			}
-			return nil
+			w := &inquiry{cmd: cmd, env: e, from: &from, control: controlPath, nearest: nearest, asJSON: asJSON}
+			return w.run(args)
 		},
 	}
 	from.bind(cmd)
 	cmd.Flags().IntVar(&nearest, "nearest", 5, "tell of up to `N` rules that came near")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object per answer")
+	cmd.Flags().StringVar(&controlPath, "control", "", "with HOST:PORT: the daemon's control `SOCKET`")
 	return cmd
 }
 
@@ -81,63 +62,8 @@ type question struct {
 	place  string // of a record; empty for a flow
 	in     *rules.Input
 	record *logsink.Record // nil for a flow
-}
 
-// parseQuestions reads what the arguments say.
-func parseQuestions(e env, args []string) ([]question, error) {
-	text := strings.Join(args, " ")
-	if strings.Contains(text, "->") && !strings.HasPrefix(text, "{") {
-		in, err := rules.ParseFlow(text)
-		return []question{{in: in}}, err
-	}
-	var all []question
-	for _, arg := range args {
-		name, lines := "record", []byte(arg)
-		if !strings.HasPrefix(strings.TrimSpace(arg), "{") {
-			var err error
-			if name, lines, err = readInput(e, arg); err != nil {
-				return nil, notRecord(arg, err)
-			}
-		}
-		records, err := parseRecords(name, lines)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, records...)
-	}
-	return all, nil
-}
-
-// notRecord says what an argument might have been that is no file.
-func notRecord(arg string, err error) error {
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return fmt.Errorf("%.80q is no record (a JSON object), no flow (tcp 10.0.0.1:40000 -> 1.2.3.4:443) and no file: %w", arg, os.ErrNotExist)
-}
-
-func parseRecords(name string, text []byte) ([]question, error) {
-	var all []question
-	n := 0
-	for line := range bytes.Lines(text) {
-		n++
-		if line = bytes.TrimSpace(line); len(line) == 0 {
-			continue
-		}
-		place := fmt.Sprintf("%s:%d", name, n)
-		if len(all) == maxRecords {
-			return nil, fmt.Errorf("%s: more than %d records (pick those to explain with grep or jq)", place, maxRecords)
-		}
-		r, err := logsink.ParseRecord(line)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", place, err)
-		}
-		all = append(all, question{place: place, in: r.Input, record: r})
-	}
-	if len(all) == 0 {
-		return nil, fmt.Errorf("%s holds no record", name)
-	}
-	return all, nil
+	src, dst netip.AddrPort // of a record
 }
 
 // whyReport is an answer as JSON.

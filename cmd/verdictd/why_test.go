@@ -61,19 +61,19 @@ func TestWhySaysWhatTheLogSays(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, line := range log {
-				q, err := parseRecords("log", line)
+				q, err := parseQuestion(string(line))
 				if err != nil {
 					t.Fatalf("%v: %s", err, line)
 				}
-				e, err := x.Explain(context.Background(), q[0].in, 1)
+				e, err := x.Explain(context.Background(), q.in, 1)
 				if err != nil {
 					t.Fatal(err)
 				}
-				r := compare(q[0].record, e)
+				r := compare(q.record, e)
 				if r.Compared && (!r.Same || r.OtherHash) {
 					t.Fatalf("%s\n%s\n%+v", r.Says, line, e)
 				}
-				if got, want := e.Decision.Reason, q[0].record.Message; r.Compared && got != want {
+				if got, want := e.Decision.Reason, q.record.Message; r.Compared && got != want {
 					t.Errorf("reason %q, the record says %q", got, want)
 				}
 				met[r.Rule]++

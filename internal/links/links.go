@@ -20,6 +20,7 @@ import (
 type Table struct {
 	conn  *netlink.Conn
 	names atomic.Pointer[map[uint32]string]
+	downs downs
 }
 
 // Open reads the interfaces of the calling thread's network namespace, or of
@@ -90,6 +91,7 @@ func (t *Table) Run(ctx context.Context, netns int, changed func()) error {
 		names := maps.Clone(*t.names.Load())
 		for _, m := range msgs {
 			apply(names, m)
+			t.downs.note(m, time.Now())
 		}
 		if !maps.Equal(names, *t.names.Load()) {
 			t.names.Store(&names)

@@ -93,3 +93,38 @@ func indexOf(t *testing.T, ns *lab.Namespace, name string) uint32 {
 	t.Fatalf("no interface %s in %v", name, list)
 	return 0
 }
+
+// An interface that goes down was down a moment before, and only that one.
+func TestLabWentDown(t *testing.T) {
+	labtest.Require(t, labtest.Root)
+	a, b := namespace(t, "a"), namespace(t, "b")
+	if err := lab.Link(a, b, lab.LinkConfig{NameA: "wan7", NameB: "lan7"}); err != nil {
+		t.Fatal(err)
+	}
+	table, err := links.Open(a.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer table.Close()
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = table.Run(ctx, a.FD(), func() {}) })
+	defer wg.Wait()
+	defer stop()
+	index := indexOf(t, a, "wan7")
+	if table.WentDown(index, time.Now()) {
+		t.Error("down before it went down")
+	}
+	labtest.Output(t, a, "ip", "link", "set", "wan7", "down")
+	at := time.Now()
+	if !lab.Poll(5*time.Second, func() bool { return table.WentDown(index, at) }) {
+		t.Error("it is not known that it went down")
+	}
+	labtest.Output(t, a, "ip", "link", "set", "wan7", "up")
+	if !lab.Poll(5*time.Second, func() bool { return !table.WentDown(index, at.Add(time.Minute)) }) {
+		t.Error("still down a minute later, though it went up")
+	}
+	if !table.WentDown(index, at) || table.WentDown(index+1, at) {
+		t.Error("it went down and no other")
+	}
+}
