@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/agnivade/levenshtein"
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 )
@@ -110,9 +111,15 @@ func place(name string, err error) error {
 	text := at.GetMessage()
 	if wrong, ok := errors.AsType[*yaml.TypeError](err); ok {
 		text = fmt.Sprintf("%q: want %s", at.GetToken().Value, kindName(wrong.DstType))
+		if value := at.GetToken().Value; value == "[" || value == "-" {
+			text = "a list: want " + kindName(wrong.DstType) + ", with commas between its parts: output,input"
+		}
+	}
+	if strings.HasSuffix(text, "was used where mapping is expected") {
+		text = fmt.Sprintf("%q: this key has settings below it, each on an indented line of its own, such as file: %[1]s below log", at.GetToken().Value)
 	}
 	if _, unknown := errors.AsType[*yaml.UnknownFieldError](err); unknown {
-		text = fmt.Sprintf("unknown key %q (known keys: %s)", at.GetToken().Value, knownKeys())
+		text = unknownKey(at.GetToken().Value)
 	}
 	return fmt.Errorf("%s:%d:%d: %s", name, pos.Line, pos.Column, strings.TrimSpace(text))
 }
@@ -129,6 +136,25 @@ func kindName(t reflect.Type) string {
 }
 
 // knownKeys lists all keys in the order of Config.
+// unknownKey names the key that is most like one that does not exist, or all.
+func unknownKey(key string) string {
+	all := knownKeys()
+	best, least := "", float64(len(key))/2
+	for _, known := range strings.FieldsFunc(all, func(r rune) bool { return strings.ContainsRune(",;: ", r) }) {
+		d := float64(levenshtein.ComputeDistance(strings.ReplaceAll(key, "_", "-"), known))
+		if strings.HasPrefix(known, key) {
+			d -= 0.5
+		}
+		if d < least {
+			best, least = known, d
+		}
+	}
+	if best != "" {
+		return fmt.Sprintf("unknown key %q (did you mean %s?)", key, best)
+	}
+	return fmt.Sprintf("unknown key %q (known keys: %s)", key, all)
+}
+
 func knownKeys() string {
 	top, below := keysOf(reflect.TypeFor[Config]())
 	return strings.Join(append([]string{strings.Join(top, ", ")}, below...), "; ")

@@ -63,12 +63,14 @@ log:
 }
 
 func TestParseErrors(t *testing.T) {
-	const keys = "(known keys: queue, policy, strict, mode, fail, hook, on-stop, loopback, strict-neighbour, offload, offload-mask, reset-denied, confirm, confirm-policy, nflog-group, flows, queue-length, copy-range, attribution, record-pin, spin, engine, policy-budget, control, metrics, stats-interval, bundle, log; in bundle: key, key-id, alg, scope, ca, cert, cert-key, token-file, min-interval, max-interval, timeout, last-good; in log: file, pretty, max-size, keep)"
 	tests := []struct{ name, text, want string }{
 		{"empty", "", ""},
 		{"comment only", "# nothing\n", ""},
-		{"unknown key", "queue: 0\npolcy: x\n", `v.yaml:2:1: unknown key "polcy" ` + keys},
-		{"unknown key below", "log:\n  fil: x\n", `v.yaml:2:3: unknown key "fil" ` + keys},
+		{"unknown key", "queue: 0\npolcy: x\n", `v.yaml:2:1: unknown key "polcy" (did you mean policy?)`},
+		{"unknown key below", "log:\n  fil: x\n", `v.yaml:2:3: unknown key "fil" (did you mean file?)`},
+		{"underscore", "queue_length: 5\n", `v.yaml:1:1: unknown key "queue_length" (did you mean queue-length?)`},
+		{"list for a text", "hook: [output, input]\n", `v.yaml:1:7: a list: want a text, with commas between its parts: output,input`},
+		{"text for settings", "log: /var/log/x\n", `v.yaml:1:6: "/var/log/x": this key has settings below it, each on an indented line of its own, such as file: /var/log/x below log`},
 		{"repeated key", "queue: 0\nqueue: 1\n", `v.yaml:2:1: mapping key "queue" already defined at [1:1]`},
 		{"syntax", "queue: [0\n", `v.yaml:1:8: sequence end token ']' not found`},
 		{"bad queue", "queue: x\n", `v.yaml:1:8: queue "x": want a number from 0 to 65535, or a range such as 0-3`},

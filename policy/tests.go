@@ -133,10 +133,40 @@ func (p *program) failure(ctx context.Context, r *tester.Result) (*Error, error)
 	}
 	for _, traced := range again {
 		if expr := failedAt(traced); expr != nil && traced.Location.Equal(r.Location) {
-			return errorAt(expr.Location, fmt.Sprintf("%s fails at: %s", r.Name, tidy(string(expr.Location.Text))), ""), nil
+			return errorAt(expr.Location, fmt.Sprintf("%s fails at: %s", r.Name, tidy(string(expr.Location.Text))), p.decided(ctx, expr)), nil
 		}
 	}
 	return errorAt(r.Location, fmt.Sprintf("%s fails%s", r.Name, failedCases(r)), ""), nil
+}
+
+// decided says what the decision was for the input that an expression gives by
+// with; "" if that is not constant.
+func (p *program) decided(ctx context.Context, e *ast.Expr) string {
+	if len(e.With) == 0 || slices.ContainsFunc(e.With, func(w *ast.With) bool { return !ast.IsConstant(w.Value.Value) }) {
+		return ""
+	}
+	name := decisionRule
+	if !p.hasDecision {
+		name = verdictRule
+	}
+	query := ast.Equality.Expr(ast.MustParseTerm("data.verdictd."+name), ast.VarTerm(string(resultVar)))
+	query.With = e.With
+	store := p.store()
+	said := "undefined, so the packet is dropped"
+	err := storage.Txn(ctx, store, storage.TransactionParams{}, func(txn storage.Transaction) error {
+		body, err := p.compiler.QueryCompiler().Compile(ast.NewBody(query))
+		if err != nil {
+			return err
+		}
+		return topdown.NewQuery(body).WithCompiler(p.compiler).WithStore(store).WithTransaction(txn).Iter(ctx, func(r topdown.QueryResult) error {
+			said = r[resultVar].String()
+			return nil
+		})
+	})
+	if err != nil {
+		return ""
+	}
+	return name + " is " + said
 }
 
 // failedCases names the cases of a table test that failed.

@@ -216,7 +216,14 @@ func (f *plainFile) mapping(n ast.Node, what string, known []string) map[string]
 
 func (p *plainParser) unknownKey(at Place, what, key string, known []string) {
 	hint := "keys are " + strings.Join(known, ", ")
-	if best := nearest(key, known); best != "" {
+	if other, ok := map[string]string{
+		"port": "to-port", "dport": "to-port", "sport": "from-port", "protocol": "proto", "source": "from", "src": "from", "destination": "to", "dst": "to",
+		"interface": "in-interface or out-interface", "action": "verdict", "uid": "user", "gid": "group", "program": "exe",
+	}[key]; ok && slices.Contains(known, strings.Fields(other)[0]) {
+		hint = "it is called " + other + " here"
+	} else if slices.Contains([]string{"name", "verdict", "to-port", "from-port", "from", "to", "proto", "reason", "log"}, key) && slices.Contains(known, "rules") {
+		hint = "indent it like the other keys of its rule"
+	} else if best := nearest(key, known); best != "" {
 		hint = "did you mean " + best + "?"
 	}
 	p.fail(at, hint, "%s has no key %q", what, key)

@@ -106,12 +106,26 @@ func (c *condition) parseNumber(text, whole string) (int64, error) {
 	switch {
 	case errors.Is(err, strconv.ErrRange) || err == nil && int64(n) > c.max:
 		return 0, fmt.Errorf("%q is too large: %s goes from 0 to %d", whole, c.says, c.max)
+	case err != nil && strings.Contains(whole, ","):
+		return 0, fmt.Errorf("%q is one text, want a list: [%s]", whole, strings.Join(strings.FieldsFunc(whole, func(r rune) bool { return r == ',' || r == ' ' }), ", "))
 	case err != nil && len(c.names) > 0:
 		return 0, c.unknown(whole, slices.Sorted(maps.Keys(c.names)))
+	case err != nil && (c.key == "user" || c.key == "group"):
+		return 0, fmt.Errorf("%q is no number, want that of the %s (getent %s %s tells it)%s", whole, c.key, map[string]string{"user": "passwd", "group": "group"}[c.key], whole, byName(c.key, whole))
+	case err != nil && strings.HasSuffix(c.key, "-port") && c.key != "":
+		return 0, fmt.Errorf("%q is no number: ports have no names here, want one from 0 to %d (getent services %s tells it) or a range such as 8000-8099", whole, c.max, whole)
 	case err != nil:
 		return 0, fmt.Errorf("%q is no number, want one from 0 to %d or a range such as %d-%d", whole, c.max, c.max/2, c.max)
 	}
 	return int64(n), nil
+}
+
+// byName says what condition asks for the name of a user.
+func byName(key, name string) string {
+	if key != "user" {
+		return ""
+	}
+	return ", or process-user: " + name + ", which asks who owns the socket by name"
 }
 
 // unknown returns the error for a word that is not one of known.

@@ -32,7 +32,7 @@ func (p *plainParser) yaml(name string, text []byte) (body ast.Node, ok bool) {
 	}
 	parsed, err := parser.Parse(rejoin(tokens), parser.ParseComments)
 	if err != nil {
-		p.notYAML(whole, err)
+		p.notYAML(whole, strings.Split(string(text), "\n"), err)
 		return nil, false
 	}
 	var docs []*ast.DocumentNode
@@ -51,7 +51,7 @@ func (p *plainParser) yaml(name string, text []byte) (body ast.Node, ok bool) {
 	return docs[0].Body, true
 }
 
-func (p *plainParser) notYAML(whole Place, err error) {
+func (p *plainParser) notYAML(whole Place, lines []string, err error) {
 	yerr, ok := errors.AsType[yaml.Error](err)
 	if !ok {
 		p.fail(whole, "", "not YAML: %v", err)
@@ -60,8 +60,21 @@ func (p *plainParser) notYAML(whole Place, err error) {
 	if tok := yerr.GetToken(); tok != nil && tok.Position != nil {
 		whole.Line, whole.Col = tok.Position.Line, tok.Position.Column
 	}
-	p.fail(whole, "", "not YAML: %s", strings.Join(strings.Fields(yerr.GetMessage()), " "))
+	msg := strings.Join(strings.Fields(yerr.GetMessage()), " ")
+	switch {
+	case strings.Contains(msg, "cannot start any token") && whole.Line > 0 && whole.Line <= len(lines) && strings.Contains(indent(lines[whole.Line-1]), "\t"):
+		p.fail(whole, "indent by blanks", "not YAML: there is a tab before the first word")
+	case strings.HasSuffix(msg, "value is not allowed in this context"):
+		p.fail(whole, "indent the keys of one rule alike, and write each on a line of its own; put texts with a colon into quotes", "not YAML: this stands where no value can")
+	case strings.Contains(msg, "already defined"):
+		p.fail(whole, "", "not YAML: %s", msg)
+	default:
+		p.fail(whole, "check its brackets, quotes and indentation", "not YAML: %s", msg)
+	}
 }
+
+// indent returns the white space that a line begins with.
+func indent(line string) string { return line[:len(line)-len(strings.TrimLeft(line, " \t"))] }
 
 // deep returns the place at which more than maxNesting lists or mappings are
 // within each other, or nil: the parser calls itself for each.
