@@ -147,7 +147,7 @@ func (l *ownerLine) owner() *process.Owner {
 	if l.GID != nil {
 		o.GID, o.HasGID = *l.GID, true
 	}
-	if l.PID == 0 {
+	if l.PID == 0 && l.Comm == "" && l.TTY == "" && l.Exe == "" && l.Inside == "" && l.Inode == 0 {
 		return o
 	}
 	o.Process = &process.Process{
@@ -175,7 +175,9 @@ func prettyOwner(b []byte, e *Event) []byte {
 		default:
 			b = pair(b, "comm", p.Comm)
 		}
-		b = count(b, "pid", uint64(p.PID))
+		if p.PID != 0 {
+			b = count(b, "pid", uint64(p.PID))
+		}
 	} else if o.Source == process.Kernel && e.Hook != packet.Input {
 		b = pair(b, "from", "kernel")
 	}

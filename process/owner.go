@@ -72,7 +72,10 @@ type Owner struct {
 
 // Process is a process: a program that was started once.
 type Process struct {
-	// PID is the process id (in kernel terms tgid) in the initial pid namespace.
+	// PID is the process id (in kernel terms tgid) in the initial pid namespace. 0 if
+	// several processes hold the socket and nobody recorded which of them used it:
+	// then the Process is what is true of all of them, without Start, Cmdline and
+	// Parents, which tell them apart.
 	PID uint32 `json:"pid"`
 	// Start is when the process came into being, in Unix nanoseconds. With PID it
 	// names the process for good: pids are used again.

@@ -107,3 +107,42 @@ func TestLabOwnerPreload(t *testing.T) {
 	shell(t, lan.Client, `LD_PRELOAD="$1/a.so" "$1/trusted" 9001`, dir)
 	programsOf(t, d, map[uint16]string{9001: filepath.Join(dir, "trusted")})
 }
+
+// TestLabOwnerShared: a listener that a server and its worker hold, older than the
+// daemon, has the program that both run, and no pid; that it was looked up is said.
+func TestLabOwnerShared(t *testing.T) {
+	setup(t, labtest.GCC, labtest.BPF)
+	lan, path := labtest.Pair(t), filepath.Join(t.TempDir(), "server")
+	compile(t, strings.Replace(listener, "	write(1,", "	fork();\n	write(1,", 1), path)
+	cmd := exec.Command(path)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lan.Client.Do(cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); cmd.Wait() })
+	connect := func() error {
+		return lan.Server.Do(exec.Command("bash", "-c", "exec 3<>/dev/tcp/10.99.0.1/9009").Run)
+	}
+	if !lab.Poll(wait, func() bool { return connect() == nil }) {
+		t.Fatal("nobody listens")
+	}
+	d := startDaemon(t, lan.Client, fmt.Sprintf("package verdictd\n\ndecision := {\"verdict\": \"accept\"} if input.process.exe == %q\n", path), "--hook", "input")
+	for range 3 {
+		if err := connect(); err != nil {
+			t.Errorf("connect: %v", err)
+		}
+	}
+	d.Stop()
+	all := ownersOf(t, d.Stdout())[9009]
+	if len(all) == 0 {
+		t.Errorf("the log has no owner: %s", d.Stdout())
+	}
+	for _, o := range all {
+		if p := o.Own.Process; p.Source != "diag" || p.Exe != path || p.PID != 0 || p.Cmdline != "" || p.Parents != nil {
+			t.Errorf("got %+v, want %s and no pid", p, path)
+		}
+	}
+}

@@ -270,5 +270,8 @@ func describeOwner(o *process.Owner) (name, pid, unit string) {
 	case p.Comm != "":
 		name = "called " + terminal.Word(p.Comm)
 	}
+	if o.Process.PID == 0 {
+		return name, "several", unit
+	}
 	return name, fmt.Sprint(o.Process.PID), unit
 }

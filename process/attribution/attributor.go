@@ -156,5 +156,8 @@ func (a *Attributor) findSocket(incoming bool, m *packet.Meta) bool {
 
 // WantHash asks for the hash of the owner's program.
 func (a *Attributor) WantHash(o *process.Owner) {
+	if o.Process.PID == 0 {
+		return // several hold the socket: a hash is made of what one process runs
+	}
 	a.r.hashes.want(processKey{o.Process.PID, a.r.bootTime(o.Process.Start)}, &o.Process.Exe)
 }

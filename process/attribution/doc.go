@@ -22,9 +22,10 @@
 //
 // # Never a guess
 //
-// An answer names its source. A socket that several processes hold where nobody
-// recorded its use, a tuple that two network namespaces sent from, or that another
-// program got hold of while a packet could still wait in a queue: all that is no
+// An answer names its source. Of a socket that several processes hold where nobody
+// recorded its use, such as the listener of a server that forks, is said what is true
+// of each of them, and no pid. A tuple that two network namespaces sent from, or that
+// another program got hold of while a packet could still wait in a queue, is of no
 // process. A process is named by its
 // pid and the time it was started, so a pid that is used again is another one.
 //

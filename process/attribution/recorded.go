@@ -56,12 +56,14 @@ type caches struct {
 	owners  map[ownerKey]*process.Owner
 	users   map[userKey]*process.Owner
 	cgroups map[uint64]process.Cgroup
+	alike   map[uint32]*process.Process // what all holders of a socket agree in, by its inode
 }
 
 func newCaches() caches {
 	return caches{
 		images: map[imageKey]*process.Process{}, present: map[processKey]present{}, lines: map[imageKey][]process.Parent{},
 		owners: map[ownerKey]*process.Owner{}, users: map[userKey]*process.Owner{}, cgroups: map[uint64]process.Cgroup{},
+		alike: map[uint32]*process.Process{},
 	}
 }
 

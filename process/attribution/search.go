@@ -22,12 +22,13 @@ const (
 )
 
 // holder is the process that holds a socket open. Of a socket that several hold,
-// nobody can say who used it.
+// nobody can say who used it: only what is true of each of them is.
 type holder struct {
-	pid   uint32
-	many  bool
-	fd    int    // one of its descriptors of the socket
-	start uint64 // ns of CLOCK_BOOTTIME
+	pid     uint32
+	fd      int      // one of its descriptors of the socket
+	start   uint64   // ns of CLOCK_BOOTTIME
+	others  []holder // that hold it too
+	crowded bool     // and more than those
 }
 
 // search asks for a search. It does not wait.
@@ -101,15 +102,6 @@ func (r *Resolver) list(ctx context.Context, tables bool) (map[uint32]holder, er
 	return found, err
 }
 
-// note adds one descriptor to what was found.
-func note(found map[uint32]holder, inode uint32, h holder) {
-	if first, ok := found[inode]; ok {
-		first.many = first.many || first.pid != h.pid
-		h = first
-	}
-	found[inode] = h
-}
-
 // pingKey names a ping socket: by IP version and echo identifier.
 type pingKey struct {
 	version uint8
@@ -153,7 +145,7 @@ func sameHolders(a, b map[uint32]holder) bool {
 		return false
 	}
 	for inode, h := range a {
-		if b[inode] != h {
+		if o, ok := b[inode]; !ok || !h.same(o) {
 			return false
 		}
 	}
@@ -177,7 +169,7 @@ func (r *Resolver) Seed(ctx context.Context) {
 	holders := *r.holders.Load()
 	err = diag.Dump(ctx, func(s *sockdiag.Socket) error {
 		h, ok := holders[s.Inode]
-		if !ok || h.many || h.start == 0 || s.Cookie == 0 {
+		if !ok || h.many() || h.start == 0 || s.Cookie == 0 {
 			return nil
 		}
 		o := record.Owner{Cookie: s.Cookie, PID: h.pid, TID: h.pid, UID: s.UID, Start: h.start, Seeded: true}
@@ -195,8 +187,9 @@ func (r *Resolver) Seed(ctx context.Context) {
 	r.revision.Add(1)
 }
 
-// held returns the one process that holds the socket, as the last search saw it
-// and as it still is, or one that has begun since; nil if there is none.
+// held returns the one process that holds the socket, or what all that hold it agree
+// in, as the last search saw it and as it still is, or one that has begun since; nil
+// if there is none.
 func (a *Attributor) held(s *sockdiag.Socket, now int64) *process.Owner {
 	holders := a.r.holders.Load()
 	if holders == nil || s.Inode == 0 {
@@ -208,14 +201,20 @@ func (a *Attributor) held(s *sockdiag.Socket, now int64) *process.Owner {
 		if h, ok = a.young(s, now); !ok {
 			return nil
 		}
-	case h.many || h.start == 0:
+	case h.many():
+		return a.diagnosed(a.shared(h, s.Inode), s)
+	case h.start == 0:
 		return nil
 	case !h.holds(s.Inode): // to look at all descriptors takes long
 		if _, still := a.r.fs.HoldersOf([]uint32{h.pid}, s.Inode); !still {
 			return nil
 		}
 	}
-	p := a.current(h)
+	return a.diagnosed(a.current(h), s)
+}
+
+// diagnosed returns the owner that a process is, which was found to hold the socket.
+func (a *Attributor) diagnosed(p *process.Process, s *sockdiag.Socket) *process.Owner {
 	if p == nil {
 		return nil
 	}
