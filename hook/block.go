@@ -98,6 +98,8 @@ type State struct {
 	Queues    bool // packets go to a queue
 	Bypass    bool // and pass if nobody has bound it
 	Blocked   bool // packets are dropped, as after Block
+
+	QueueFirst, QueueLast uint16 // the queues, if Queues
 }
 
 // String says it in a few words.
@@ -150,9 +152,12 @@ func (s *State) note(r *nftables.Rule) {
 		switch e := e.(type) {
 		case *expr.Queue:
 			s.Queues, s.Bypass = true, e.Flag&expr.QueueFlagBypass != 0
+			s.QueueFirst, s.QueueLast = e.Num, e.Num+max(e.Total, 1)-1
 		case *expr.Target:
 			if info, ok := e.Info.(*xt.Unknown); ok && len(*info) >= 6 {
 				s.Queues, s.Bypass = true, binary.NativeEndian.Uint16((*info)[4:])&xtBypass != 0
+				s.QueueFirst = binary.NativeEndian.Uint16(*info)
+				s.QueueLast = s.QueueFirst + max(binary.NativeEndian.Uint16((*info)[2:]), 1) - 1
 			}
 		}
 	}

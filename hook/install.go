@@ -55,6 +55,12 @@ func install(cfg Config, dial dialer) (*Ruleset, error) {
 }
 
 func (r *Ruleset) install() error {
+	return r.put(func(k *kernel) error { return k.probe(&r.plan) })
+}
+
+// put puts the planned table into the kernel, after complete has completed the
+// plan.
+func (r *Ruleset) put(complete func(*kernel) error) error {
 	what := r.what("install")
 	k, err := r.dial(r.plan.NetNS)
 	if err != nil {
@@ -64,7 +70,7 @@ func (r *Ruleset) install() error {
 	if err != nil && !errors.Is(err, ErrNotInstalled) {
 		return explain(what, err)
 	}
-	if err := k.probe(&r.plan); err != nil {
+	if err := complete(k); err != nil {
 		return explain(what, err)
 	}
 	t := r.plan.build()
@@ -97,10 +103,15 @@ func (t *tree) open() map[*nftables.Chain]*nftables.ChainPolicy {
 }
 
 // Restore installs the ruleset again, with the marks in use, after somebody else
-// has changed or deleted it.
+// has changed or deleted it. What the kernel can do is not tried anew unless that
+// fails or the program of Config.Record was not taken: each try takes the kernel
+// some milliseconds, in which packets may pass unseen.
 func (r *Ruleset) Restore() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.plan.noRecord == nil && !r.plan.stopped && !r.plan.blocked && r.put(func(*kernel) error { return nil }) == nil {
+		return nil
+	}
 	return r.install()
 }
 

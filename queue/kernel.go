@@ -119,21 +119,31 @@ func supported(cfg *Config) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// owner says who has bound the queue: "port id 4711 (pid 815, nfqd)". It is
-// empty if nobody has or we may not know.
+// owner says who has bound the queue, as Owner.
 func owner(cfg *Config) string {
-	queues, _ := ReadKernel(cfg.NetNS, cfg.Num)
+	who, _ := Owner(cfg.NetNS, cfg.Num) // without rights to look nobody is named
+	return who
+}
+
+// Owner says who has bound queue num: "port id 4711 (pid 815, nfqd)". It is empty
+// if nobody has. netns, rights and errors are those of ReadKernel; the process is
+// left out if it is in another process namespace or of another user.
+func Owner(netns int, num uint16) (string, error) {
+	queues, err := ReadKernel(netns, num)
 	if len(queues) == 0 {
-		return ""
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil // no queue module, no queue
+		}
+		return "", err
 	}
 	port := queues[0].PortID
 	who := fmt.Sprintf("port id %d", port)
-	pid := socketPID(socketInode(cfg.NetNS, port))
+	pid := socketPID(socketInode(netns, port))
 	if pid == "" {
-		return who
+		return who, nil
 	}
 	comm, _ := os.ReadFile(filepath.Join("/proc", pid, "comm"))
-	return fmt.Sprintf("%s (pid %s, %s)", who, pid, strings.TrimSpace(string(comm)))
+	return fmt.Sprintf("%s (pid %s, %s)", who, pid, strings.TrimSpace(string(comm))), nil
 }
 
 // socketInode returns the inode of the netfilter netlink socket with that port

@@ -142,6 +142,11 @@ func (d *daemon) open(ctx context.Context) error {
 	if d.links, err = links.Open(d.netns); err != nil {
 		return err
 	}
+	if d.settings.ruleset != nil && d.line.elder == nil && !d.line.afterCrash {
+		if err := tableFree(*d.settings.ruleset, d.Queues); err != nil {
+			return err
+		}
+	}
 	if err := d.greetElder(); err != nil {
 		return err
 	}

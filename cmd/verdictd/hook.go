@@ -3,12 +3,14 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/verdictd/verdictd/config"
 	"github.com/verdictd/verdictd/hook"
+	"github.com/verdictd/verdictd/queue"
 )
 
 // hookFlags are the flags that describe a ruleset.
@@ -61,6 +63,9 @@ No other table is touched.`,
 				if err != nil {
 					return badInput(err)
 				}
+				if err := tableFree(c, nil); err != nil {
+					return err
+				}
 				_, err = hook.Install(c)
 				return err
 			},
@@ -72,6 +77,9 @@ No other table is touched.`,
 				c, err := f.config()
 				if err != nil {
 					return badInput(err)
+				}
+				if err := tableFree(c, nil); err != nil {
+					return err
 				}
 				return hook.Remove(c)
 			},
@@ -89,6 +97,28 @@ No other table is touched.`,
 		},
 	)
 	return cmd
+}
+
+// tableFree returns an error if another process answers what the installed rules
+// send to queues; those in own are ours.
+func tableFree(c hook.Config, own []uint16) error {
+	s, err := hook.Inspect(c)
+	if err != nil || !s.Queues {
+		return err
+	}
+	for num := int(s.QueueFirst); num <= int(s.QueueLast); num++ {
+		if slices.Contains(own, uint16(num)) {
+			continue
+		}
+		who, err := queue.Owner(c.NetNS, uint16(num))
+		if err != nil {
+			return err
+		}
+		if who != "" {
+			return fmt.Errorf("the rules of verdictd in the kernel are in use: %s answers their queue %d: stop that one first, or replace it by verdictd upgrade", who, num)
+		}
+	}
+	return nil
 }
 
 func (f *hookFlags) show(e env) error {

@@ -287,3 +287,56 @@ func answerByInterface(t *testing.T, ns *lab.Namespace, port uint16) {
 		}
 	}()
 }
+
+// TestLabFlushed flushes the whole ruleset while datagrams that the policy drops
+// are sent: the rules come back when the kernel tells of it, and the record says
+// who flushed them and for how long they were gone.
+func TestLabFlushed(t *testing.T) {
+	setup(t, labtest.NFTBinary)
+	lan := labtest.Pair(t)
+	d := startDaemon(t, lan.Client, dropAll, "--hook", "output")
+	got := sink(t, lan.Server, sinkPort)
+	sent := make(chan error, 1)
+	const count, rate = 500, 250
+	go func() {
+		_, err := lan.Client.Flood(t.Context(), lab.Flood{To: to("10.99.0.2", sinkPort), Count: count, Rate: rate})
+		sent <- err
+	}()
+	time.Sleep(silence)
+	nft(t, lan.Client, "flush ruleset")
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	d.WaitStderr(`by="\"nft\" (pid `)
+	// Slow machines are given a second; looking now and then takes up to 2 s.
+	if n := got.Received().Distinct; n > rate {
+		t.Errorf("%d of %d datagrams got out: %s", n, count, d.Stderr())
+	} else {
+		t.Logf("%d of %d datagrams got out", n, count)
+	}
+}
+
+// TestLabOneOwner starts and stops others beside a daemon whose rules are in: all
+// are refused with its process id, and the rules stay.
+func TestLabOneOwner(t *testing.T) {
+	setup(t)
+	ns := labtest.Pair(t).Client
+	d := startDaemon(t, ns, acceptAll, "--hook", "output", "--queue", "3")
+	for _, args := range [][]string{
+		{"run", "--hook", "input", "--queue", "4"}, {"hook", "install"}, {"hook", "remove"},
+	} {
+		e := labtest.Run(t, ns, args...)
+		if want := fmt.Sprintf("(pid %d, ", d.PID()); e.Code == 0 || !strings.Contains(e.Stderr, want) {
+			t.Errorf("verdictd %v: got exit code %d, %s want one that names %q", args, e.Code, e.Stderr, want)
+		}
+	}
+	if e := labtest.Run(t, ns, "hook", "show"); !strings.Contains(e.Stdout, "queue to 3") {
+		t.Errorf("the rules have changed: %s", e.Stdout)
+	}
+	d.Stop()
+	for _, args := range [][]string{{"hook", "install"}, {"hook", "remove"}} {
+		if e := labtest.Run(t, ns, args...); e.Code != 0 {
+			t.Errorf("verdictd %v after the end: got exit code %d: %s", args, e.Code, e.Stderr)
+		}
+	}
+}

@@ -104,7 +104,7 @@ func TestLabLedgerUnderTraffic(t *testing.T) {
 		got.Wait(200, wait)
 		before := d.status().Packets.Total.Queued
 		labtest.Output(t, net.Client, "nft", "flush", "ruleset")
-		d.WaitStderr("putting them in again")
+		d.WaitStderr("rules changed, put in again")
 		if !lab.Poll(wait, func() bool { return d.status().Packets.Total.Queued > before+200 }) {
 			t.Errorf("nothing is judged after the rules were removed: %+v", d.status().Packets)
 		}
