@@ -22,6 +22,7 @@ func mayImport() map[string][]string {
 		"packet":               {},
 		"internal/nfnl":        {},
 		"internal/links":       {},
+		"internal/feed":        {"internal/nfnl"},
 		"internal/cgroup2":     {},
 		"internal/blackbox":    {},
 		"internal/handover":    {},
@@ -51,7 +52,7 @@ func mayImport() map[string][]string {
 		"bench/connect":        {"bench/measure", "hook", "queue", "internal/lab"},
 		"bench/queue":          {"bench/measure", "packet", "policy", "logsink", "engine", "queue", "hook", "internal/lab"},
 		"cmd/verdictd": {"", "packet", "rules", "policy", "logsink", "engine", "queue", "hook", "replay", "config", "ledger",
-			"internal/blackbox", "internal/control", "internal/confirm", "internal/conntrack", "internal/links", "internal/lab", "internal/nfnl", "internal/handover", "internal/terminal",
+			"internal/blackbox", "internal/control", "internal/feed", "internal/confirm", "internal/conntrack", "internal/links", "internal/lab", "internal/nfnl", "internal/handover", "internal/terminal",
 			"process", "process/attribution", "process/sockdiag"},
 	}
 }
