@@ -19,14 +19,15 @@ import (
 // "log." and the like written "log-". The zero value of a field, except where
 // stated, is its default.
 type Config struct {
-	Queues        Queues `yaml:"queue"`    // default: 0
-	Policy        string `yaml:"policy"`   // default: accept and record everything
-	Strict        bool   `yaml:"strict"`   // refuse a policy that check warns of
-	Mode          string `yaml:"mode"`     // enforce, monitor; default: enforce if there is a policy
-	Fail          string `yaml:"fail"`     // open, closed; default: closed in enforce mode
-	Hook          string `yaml:"hook"`     // such as "output,input"; default: the user keeps the rules
-	OnStop        string `yaml:"on-stop"`  // closed, open: what a stop leaves of the rules of hook; default: as fail
-	Loopback      bool   `yaml:"loopback"` // with hook: judge loopback traffic too
+	Queues        Queues `yaml:"queue"`         // default: 0
+	Policy        string `yaml:"policy"`        // default: accept and record everything
+	Strict        bool   `yaml:"strict"`        // refuse a policy that check warns of
+	Mode          string `yaml:"mode"`          // enforce, monitor; default: enforce if there is a policy
+	Fail          string `yaml:"fail"`          // open, closed; default: closed in enforce mode
+	Hook          string `yaml:"hook"`          // such as "output,input"; default: the user keeps the rules
+	OnStop        string `yaml:"on-stop"`       // closed, open: what a stop leaves of the rules of hook; default: as fail
+	RequireRules  bool   `yaml:"require-rules"` // refuse to start if nothing would be judged or enforced
+	Loopback      bool   `yaml:"loopback"`      // with hook: judge loopback traffic too
 	StrictND      bool   `yaml:"strict-neighbour"`
 	Offload       string `yaml:"offload"`        // on, off; default: on with hook
 	OffloadMask   string `yaml:"offload-mask"`   // bits of marks that are verdictd's; default: 0xff000000

@@ -82,6 +82,9 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	d.policy = loaded
+	if err := d.requireRules(); err != nil {
+		return err
+	}
 	// From here on, what was opened is closed again.
 	defer d.close()
 	if err := d.beginStart(); err != nil {
@@ -353,6 +356,7 @@ func (d *daemon) announce() error {
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
 	d.log.Info("ready", "pid", os.Getpid(), "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
 	d.tellOrigin(d.policy)
+	d.lookEnforced()
 	if d.ready != nil {
 		d.ready()
 	}

@@ -26,6 +26,7 @@ func numbers() []number {
 func ownNumbers() []number {
 	return []number{
 		{"policy_generation", true, "generation of the policy in use", func(s *status) uint64 { return s.Policy.Generation }},
+		{"enforcing", true, "1 if the policy is enforced on what rules send to the queues; 0 in mode monitor, without a policy, without such a rule, or if that is not known", func(s *status) uint64 { return s.Enforced.number() }},
 		{"policy_refused_time", true, "Unix time at which a policy or bundle was refused that no good one has followed; 0 if there is none", func(s *status) uint64 { return s.Policy.Refused.since() }},
 		{"unconfirmed", true, "1 while something waits for verdictd confirm", func(s *status) uint64 { return s.Trial.waits() }},
 		{"policy_evaluations", false, "evaluations of the policy", func(s *status) uint64 { return s.Policy.Evaluations }},

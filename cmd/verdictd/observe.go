@@ -31,6 +31,8 @@ type status struct {
 	Fail    string    `json:"fail"`
 	Hook    string    `json:"hook,omitempty"` // empty: the user keeps the rules
 
+	Enforced enforcement `json:"enforced"`
+
 	Policy  policyStatus  `json:"policy"`
 	Trial   *trialStatus  `json:"trial,omitempty"` // what has to be confirmed
 	Packets ledger.Ledger `json:"packets"`
@@ -139,6 +141,7 @@ type observer struct {
 	policy   *policy.Policy // in use
 	loaded   time.Time
 	refused  *refusedPolicy // offered since; nil: none
+	enforced enforcement    // as looked at last
 	overruns uint64         // of earlier policies
 	ruleset  *hook.Ruleset  // in the kernel; nil: none of ours
 }
@@ -341,6 +344,7 @@ func (d *daemon) status() (*status, error) {
 		Evaluations: s.Evaluated, Errors: s.PolicyErrors, Overruns: o.overruns + o.policy.Stats().Overruns,
 		Engine: o.policy.Engine().String(), ErrorsAt: o.policy.Stats().Places,
 	}
+	st.Enforced = o.enforced
 	shadow := d.shadow.Stats()
 	st.Policy.Compared, st.Policy.Mismatches = shadow.Compared, shadow.Mismatches
 	return st, nil
@@ -418,7 +422,7 @@ func (d *daemon) record(ctx context.Context) {
 	defer ticker.Stop()
 	notes := time.NewTicker(noteEvery)
 	defer notes.Stop()
-	recorded := time.Now()
+	recorded, looked := time.Now(), time.Now()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -426,6 +430,10 @@ func (d *daemon) record(ctx context.Context) {
 			d.writeNote()
 		case <-ticker.C:
 			d.warn(false)
+			if time.Since(looked) >= enforceEvery {
+				looked = time.Now()
+				d.lookEnforced()
+			}
 			if d.statsInterval > 0 && time.Since(recorded) >= d.statsInterval-watchEvery/2 {
 				recorded = time.Now()
 				d.recordStats()

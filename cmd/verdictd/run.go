@@ -139,6 +139,7 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
 	flags.StringVar(&c.OnStop, "on-stop", c.OnStop, "with --hook, what a stop leaves behind: closed (the rules stay and drop what they queued) or open (they are taken out) (default: as --fail)")
+	flags.BoolVar(&c.RequireRules, "require-rules", c.RequireRules, "refuse to start if no rule sends packets to the queues, or if there is no policy to enforce")
 	flags.BoolVar(&c.Loopback, "loopback", c.Loopback, "with --hook: judge packets over the loopback interface too")
 	flags.BoolVar(&c.StrictND, "strict-neighbour", c.StrictND, "with --hook: judge IPv6 neighbour discovery too")
 	flags.StringVar(&c.Offload, "offload", c.Offload, "on or off: let flows that are decided for good pass by the queue (default: on with --hook)")

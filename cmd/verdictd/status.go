@@ -196,6 +196,9 @@ func (st *status) write(w io.Writer, now time.Time) error {
 		st.Version, st.PID, st.State, since(st.Started, now), st.Mode, st.Fail, rules)
 	fmt.Fprintf(&b, "policy %s, generation %d, sha256 %.12s, %s, loaded %s ago\n\n",
 		terminal.Line(st.Policy.Source), st.Policy.Generation, st.Policy.SHA256, st.Policy.Engine, since(st.Policy.Loaded, now))
+	if text := st.Enforced.text(); text != "" {
+		b.WriteString(terminal.Line(text) + "\n\n")
+	}
 	if r := st.Policy.Refused; r != nil {
 		fmt.Fprintf(&b, "another policy was refused %s ago, and this one stays: %s\n\n", since(r.At, now), terminal.Line(r.first()))
 	}

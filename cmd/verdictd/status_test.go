@@ -32,6 +32,7 @@ func sampleStatus() *status {
 	}
 	return &status{
 		Version: "v1.2.3", PID: 4711, State: "ready", Started: start, Mode: "monitor", Fail: "open", Hook: "output,input",
+		Enforced: enforcement{State: enforceNo, Reason: "no rule sends packets to queue 0"},
 		Policy: policyStatus{
 			Source: "policy.rego", Generation: 3, SHA256: "0dc8f2ee55c58db84f88da5496c66fefc793a5f18b7fc31cec8968f3bf7b9759",
 			Loaded: start.Add(time.Hour), Evaluations: 44, Errors: 5, Overruns: 2, Engine: "compiled", Compared: 3,
