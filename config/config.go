@@ -92,6 +92,7 @@ func Parse(name string, data []byte) (Config, error) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return c, nil
 	}
+	c.Flows, c.QueueLength, c.CopyRange, c.Log.Keep = -1, -1, -1, -1 // to tell 0 from nothing
 	decoder := yaml.NewDecoder(bytes.NewReader(data), yaml.Strict())
 	if err := decoder.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, place(name, err)
@@ -99,7 +100,30 @@ func Parse(name string, data []byte) (Config, error) {
 	if err := decoder.Decode(&Config{}); !errors.Is(err, io.EOF) {
 		return Config{}, fmt.Errorf("%s: more than one YAML document (put all settings into one)", name)
 	}
-	return c, nil
+	return c, c.noZeros(name)
+}
+
+// noZeros refuses numbers that were given as 0, which would stand for the default,
+// and makes 0 of those that were not given.
+func (c *Config) noZeros(name string) error {
+	if reflect.ValueOf(*c).IsZero() { // comments only: the decoder has cleared everything
+		return nil
+	}
+	if c.Log == (Log{}) { // the same for "log:" alone
+		c.Log.Keep = -1
+	}
+	for _, n := range []struct {
+		key   string
+		value *int
+	}{{"flows", &c.Flows}, {"queue-length", &c.QueueLength}, {"copy-range", &c.CopyRange}, {"log.keep", &c.Log.Keep}} {
+		switch *n.value {
+		case 0:
+			return fmt.Errorf("%s: %s: 0 is no value (leave it out for the default)", name, n.key)
+		case -1:
+			*n.value = 0
+		}
+	}
+	return nil
 }
 
 // place puts the place and the remedy into an error of the YAML library.

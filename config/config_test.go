@@ -71,6 +71,8 @@ func TestParseErrors(t *testing.T) {
 		{"underscore", "queue_length: 5\n", `v.yaml:1:1: unknown key "queue_length" (did you mean queue-length?)`},
 		{"list for a text", "hook: [output, input]\n", `v.yaml:1:7: a list: want a text, with commas between its parts: output,input`},
 		{"text for settings", "log: /var/log/x\n", `v.yaml:1:6: "/var/log/x": this key has settings below it, each on an indented line of its own, such as file: /var/log/x below log`},
+		{"empty section", "log:\n  # keep: 5\n", ""},
+		{"zero", "queue-length: 0\n", "v.yaml: queue-length: 0 is no value (leave it out for the default)"},
 		{"repeated key", "queue: 0\nqueue: 1\n", `v.yaml:2:1: mapping key "queue" already defined at [1:1]`},
 		{"syntax", "queue: [0\n", `v.yaml:1:8: sequence end token ']' not found`},
 		{"bad queue", "queue: x\n", `v.yaml:1:8: queue "x": want a number from 0 to 65535, or a range such as 0-3`},

@@ -344,6 +344,7 @@ func (d *daemon) announce() error {
 		d.removeLegacy()
 	}
 	d.ownControl()
+	d.lookEnforced()
 	d.observer.enter(stateReady)
 	d.checkRecording()
 	if ruleset != nil {
@@ -356,7 +357,6 @@ func (d *daemon) announce() error {
 	d.audit.Admin("start", fmt.Sprintf("verdictd %s, queue %s, %s, mode %s, policy %s", version(), d.Queues.String(), d.hookText(), d.mode, source))
 	d.log.Info("ready", "pid", os.Getpid(), "queue", d.Queues.String(), "mode", d.mode.String(), "policy", source, "sha256", d.policy.Hash()[:12], "hook", d.hookText())
 	d.tellOrigin(d.policy)
-	d.lookEnforced()
 	if d.ready != nil {
 		d.ready()
 	}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -82,7 +83,10 @@ func run(e env, args []string) int {
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
-	err := root.Execute()
+	err := refuseUnknown(root, args)
+	if err == nil {
+		err = root.Execute()
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -175,6 +179,20 @@ func newHelpCommand() *cobra.Command {
 // read on.
 func usageError(cmd *cobra.Command, err error) error {
 	return badInput(fmt.Errorf("%w (see %s --help)", err, cmd.CommandPath()))
+}
+
+// refuseUnknown refuses a command that does not exist where its help is asked for:
+// cobra prints that of the command above, as if nothing were wrong.
+func refuseUnknown(root *cobra.Command, args []string) error {
+	if !slices.Contains(args, "--help") && !slices.Contains(args, "-h") {
+		return nil
+	}
+	cmd, rest, err := root.Find(args)
+	if err != nil || !cmd.HasSubCommands() || len(rest) == 0 || strings.HasPrefix(rest[0], "-") ||
+		rest[0] == "help" || strings.HasPrefix(rest[0], "__") { // cobra's own
+		return nil
+	}
+	return noArgs(cmd, rest[:1])
 }
 
 // noArgs refuses arguments. Those of a command that has subcommands are taken

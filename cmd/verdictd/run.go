@@ -181,7 +181,11 @@ func mergeConfig(file string, given *pflag.FlagSet) (config.Config, error) {
 	bindFlags(flags, &c)
 	var err error
 	given.Visit(func(f *pflag.Flag) {
-		if flags.Lookup(f.Name) != nil && err == nil {
+		switch {
+		case flags.Lookup(f.Name) == nil || err != nil:
+		case f.Value.Type() == "int" && f.Value.String() == "0":
+			err = settingErrorf(f.Name, "0 is no value (leave it out for the default)")
+		default:
 			err = flags.Set(f.Name, f.Value.String())
 		}
 	})
@@ -333,6 +337,9 @@ func (s *settings) checkRanges() error {
 	if c.Flows == 0 {
 		c.Flows = 1 << 16
 	}
+	if c.Log.MaxSize != 0 && c.Log.MaxSize < minLogSize {
+		return settingErrorf("log-max-size", "want 64KiB or more, or 0 for never, got %s bytes", c.Log.MaxSize.String())
+	}
 	for _, n := range []struct {
 		name            string
 		value, min, max int
@@ -348,6 +355,9 @@ func (s *settings) checkRanges() error {
 	}
 	return nil
 }
+
+// minLogSize is the smallest size of a log file, so that one holds many records.
+const minLogSize = 64 << 10
 
 // Bounds of --flows.
 const (

@@ -168,6 +168,9 @@ const controlUsage = "control socket of the daemon to ask, `PATH` (default: the 
 
 // ask sends a command to the daemon at path, or to the only one there is.
 func ask(ctx context.Context, path, command string, patience time.Duration, result any) error {
+	if path == noControl {
+		return badInput(settingErrorf("control", "none is no daemon to ask (leave it out to ask the one that runs)"))
+	}
 	if path == "" {
 		running := control.Running()
 		if len(running) > 1 {

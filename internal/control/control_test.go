@@ -48,7 +48,11 @@ func hello(_ context.Context, command string) (any, error) {
 }
 
 func TestCall(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "made", "a.sock")
+	missing := filepath.Join(t.TempDir(), "missing", "a.sock")
+	if _, err := Listen(missing); err == nil || !strings.Contains(err.Error(), "there is no directory "+filepath.Dir(missing)) {
+		t.Errorf("got %v, want that the directory is missing", err)
+	}
+	path := filepath.Join(t.TempDir(), "a.sock")
 	stop := serveAt(t, path, hello)
 	defer stop()
 	var got struct{ Answer int }

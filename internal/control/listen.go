@@ -13,9 +13,10 @@ import (
 )
 
 // Listen makes the socket at path, readable and writable by the owner alone. A
-// socket that a dead daemon left there is replaced; a missing directory is made.
+// socket that a dead daemon left there is replaced. The directory of DefaultPath is
+// made if it is missing, no other.
 //
-// Errors: ErrInUse; a path that is no socket, or too long for one; a missing
+// Errors: ErrInUse; a directory that is not there; a path that is no socket, or too long for one; a missing
 // right to write there.
 func Listen(path string) (*Server, error) {
 	s, err := listen(path)
@@ -39,8 +40,12 @@ func listen(path string) (*Server, error) {
 	if len(path) >= len(unix.RawSockaddrUnix{}.Path) {
 		return nil, fmt.Errorf("a socket's path has at most %d bytes", len(unix.RawSockaddrUnix{}.Path)-1)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
+	if dir := filepath.Dir(path); dir == filepath.Dir(DefaultPath) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	} else if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no directory %s (make it, with rights for those who may control verdictd only)", dir)
 	}
 	// Of two daemons that find a dead one's socket only one may replace it.
 	unlock, err := lock(filepath.Dir(path))
