@@ -136,7 +136,9 @@ func prettyAdmin(b []byte, e *Event) []byte {
 	case Stats:
 		b = terminal.AppendWord(b, e.Origin)
 		for i := range e.Counters {
-			b = count(b, e.Counters[i].Name, e.Counters[i].Value)
+			if c := &e.Counters[i]; c.Value != 0 { // a line that people can read
+				b = count(b, c.Name, c.Value)
+			}
 		}
 		return b
 	}

@@ -90,6 +90,9 @@ func newRunCommand(e env) *cobra.Command {
 			printOnly := c.Hook == "print-iptables"
 			if printOnly {
 				c.Hook = "output,input,forward"
+				if c.Fail == "" { // as hook print-iptables: open only if asked for
+					c.Fail = "closed"
+				}
 			}
 			s, err := newSettings(c)
 			if err != nil {

@@ -212,7 +212,7 @@ func (st *status) write(w io.Writer, now time.Time) error {
 	fmt.Fprintf(&b, "\n%s\n\n", st.verdict())
 	fmt.Fprintf(&b, "flows      %d of %d remembered, %d new, %d evicted, %d found no room\n",
 		st.Flows.Now, st.Flows.Limit, st.Flows.New, st.Flows.Evicted, st.Flows.NoRoom)
-	fmt.Fprintf(&b, "offload    %d flows decided for good, %d of their packets passed by the queue\n",
+	fmt.Fprintf(&b, "offload    %d packets decided for good with the rest of their flow, %d packets passed by the queue\n",
 		st.Flows.Offloaded, st.Flows.OffloadedPackets)
 	if n := st.Flows.ErrorPackets; n > 0 {
 		fmt.Fprintf(&b, "           %d errors of this host about packets that began no connection passed: the kernel does not queue them\n", n)

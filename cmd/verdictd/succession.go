@@ -322,7 +322,9 @@ func (d *daemon) awaitLog(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	stop := context.AfterFunc(ctx, func() { c.Close() })
+	// Told to stop, the elder still has a moment to close the log: else what this
+	// process has to say would be in no log.
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Now().Add(handOverLimit)) })
 	defer stop()
 	var end closed
 	m, err := c.Receive()
