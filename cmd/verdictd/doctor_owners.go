@@ -127,7 +127,7 @@ func programFindings(a *attributionStatus) (all []finding) {
 func lost(program string) string {
 	return map[string]string{
 		"accept": "accepted connections are known once they are used",
-		"egress": "who of another network namespace sends what is forwarded is not known",
+		"arrive": "who of another network namespace sends what is forwarded is not known",
 	}[program]
 }
 

@@ -63,6 +63,9 @@ func (a *Attributor) find(m *packet.Meta, p *packet.Packet) *process.Owner {
 	a.key = p.Key()
 	switch m.Hook {
 	case packet.Output, packet.Postrouting:
+		if m.In != 0 {
+			return a.forwarded(m)
+		}
 		return a.sender(m, p)
 	case packet.Input, packet.Prerouting:
 		if o := a.bySocket(true, m); o != nil {
@@ -70,15 +73,21 @@ func (a *Attributor) find(m *packet.Meta, p *packet.Packet) *process.Owner {
 		}
 		return a.byUID(m)
 	}
-	if o, ok := a.recordedFlow(); ok && o != nil {
+	return a.forwarded(m)
+}
+
+// forwarded returns who of another network namespace of this host sent a packet. Only
+// a record can tell, of a packet that came in by the same interface.
+func (a *Attributor) forwarded(m *packet.Meta) *process.Owner {
+	if o, ok := a.recordedFlow(m.In); ok && o != nil {
 		return o
 	}
-	return a.r.nobody // who of another namespace sent it, only a record can tell
+	return a.r.nobody
 }
 
 // sender returns who sends a packet.
 func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) *process.Owner {
-	o, ok := a.recordedFlow()
+	o, ok := a.recordedFlow(0)
 	switch {
 	case o != nil:
 		return o
@@ -103,12 +112,12 @@ func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) *process.Owner {
 	return a.byUID(m)
 }
 
-// recordedFlow returns who sent the flow a.key by the record that was made before
-// the packet was queued, nil if the record does not tell. ok says that there is
+// recordedFlow returns who sent the flow a.key, here (in is 0) or in the namespace that
+// an interface leads to, by the record that was made before the packet was queued, nil if the record does not tell. ok says that there is
 // a record: a.flow.
-func (a *Attributor) recordedFlow() (o *process.Owner, ok bool) {
+func (a *Attributor) recordedFlow(in uint32) (o *process.Owner, ok bool) {
 	rec := a.r.rec
-	if rec == nil || !rec.Flow(&a.key, &a.flow) {
+	if rec == nil || !rec.Flow(&a.key, in, &a.flow) {
 		return nil, false
 	}
 	switch f := &a.flow; {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/verdictd/verdictd/internal/nfnl"
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/process/procfs"
 	"github.com/verdictd/verdictd/process/record"
@@ -108,7 +109,17 @@ func Open(cfg Config) (*Resolver, error) {
 		r.noRec = errors.New("switched off (--attribution proc)")
 		return r, nil
 	}
-	r.rec, r.noRec = record.Open(record.Config{Forward: cfg.Forward, Flows: cfg.Flows, Inherited: cfg.Maps})
+	var own uint64
+	if cfg.NetNS != 0 {
+		err := nfnl.InNetNS(cfg.NetNS, func() error {
+			own = record.OwnNetNS()
+			return nil
+		})
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("look for owners of sockets: %w", err), r.fs.Close())
+		}
+	}
+	r.rec, r.noRec = record.Open(record.Config{Forward: cfg.Forward, NetNS: own, Flows: cfg.Flows, Inherited: cfg.Maps})
 	if r.rec != nil && r.rec.ListsHolders() {
 		r.tables, err = InitialPIDs()
 		if err != nil {

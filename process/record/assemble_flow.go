@@ -17,8 +17,9 @@ const (
 	flowAtCookie = flowAtHeader - 8
 	flowAtNetNS  = flowAtHeader - 16
 	flowAtTemp   = flowAtHeader - 24
-	flowAtOld    = flowAtHeader - 32 // pointer to the record there was, or 0
-	flowBottom   = flowAtOld
+	flowAtData   = flowAtHeader - 32 // address of the IP header, and how many bytes are there
+	flowAtLength = flowAtHeader - 40
+	flowBottom   = flowAtLength
 )
 
 // Places in headers, RFC 791, RFC 8200, RFC 792 and RFC 4443.
@@ -39,38 +40,32 @@ const ingressIfindex = 36
 // netHeader makes bpf_skb_load_bytes_relative count from the IP header.
 const netHeader = 1 // BPF_HDR_START_NET
 
-// flow assembles the program that records which socket sends a packet.
-//
-// As a socket filter (result 0) it is a match that never holds. As a program for
-// cgroup_skb/egress (result 1) it lets everything pass, and leaves out the
-// packets of one network namespace (skip, 0 for none).
+// flow assembles the program that records which socket sends a packet: a socket
+// filter that a rule calls, a match that never holds.
 //
 // Registers: R6 context, R7 offset of the transport header, then the record
 // there was; R8 hash of the key; R9 protocol, then the owner.
-func (p *programs) flow(result int32, skip uint64) asm.Instructions {
+func (p *programs) flow() asm.Instructions {
 	c := &code{}
 	c.add(asm.Mov.Reg(asm.R6, asm.R1))
 	c.zero(flowBottom, -int(flowBottom))
-	if p.offsets != nil && skip != 0 {
-		p.namespace(c)
-		c.add(
-			asm.LoadImm(asm.R2, int64(skip), asm.DWord),
-			asm.JEq.Reg(asm.R1, asm.R2, "out"),
-		)
-	}
 	p.network(c)
 	p.transport(c)
 	p.hash(c)
 	p.compare(c)
 	p.record(c)
 	c.label("out")
-	c.end(result)
+	c.end(0)
 	return c.ins
 }
 
 // load copies size bytes at an offset (in R2) from the IP header to the stack,
 // or leaves the program.
 func (p *programs) load(c *code, at int16, size int32) {
+	if p.arriving {
+		p.loadLinear(c, at, size)
+		return
+	}
 	c.add(asm.Mov.Reg(asm.R1, asm.R6))
 	c.stack(asm.R3, at)
 	c.add(
@@ -214,16 +209,20 @@ func (p *programs) hash(c *code) {
 // Else R7 is that record, or 0, and R9 the socket's owner, or 0.
 func (p *programs) compare(c *code) {
 	var r flowRecord
-	c.add(
-		asm.Mov.Reg(asm.R1, asm.R6), asm.FnGetSocketCookie.Call(),
-		asm.StoreMem(asm.R10, flowAtCookie, asm.R0, asm.DWord),
-		asm.Mov.Imm(asm.R9, 0),
-		asm.JNE.Imm(asm.R0, 0, "socket"),
-		// Of no socket and not made here: forwarded. Who sent it is not known here.
-		asm.LoadMem(asm.R1, asm.R6, ingressIfindex, asm.Word),
-		asm.JNE.Imm(asm.R1, 0, "out"),
-		asm.Ja.Label("old"),
-	)
+	c.add(asm.Mov.Imm(asm.R9, 0))
+	if p.arriving { // the cookie has been read
+		c.add(asm.LoadMem(asm.R0, asm.R10, flowAtCookie, asm.DWord), asm.JEq.Imm(asm.R0, 0, "old"))
+	} else {
+		c.add(
+			asm.Mov.Reg(asm.R1, asm.R6), asm.FnGetSocketCookie.Call(),
+			asm.StoreMem(asm.R10, flowAtCookie, asm.R0, asm.DWord),
+			asm.JNE.Imm(asm.R0, 0, "socket"),
+			// Of no socket and not made here: forwarded. Who sent it is not known here.
+			asm.LoadMem(asm.R1, asm.R6, ingressIfindex, asm.Word),
+			asm.JNE.Imm(asm.R1, 0, "out"),
+			asm.Ja.Label("old"),
+		)
+	}
 	c.label("socket")
 	for _, owners := range []*ebpf.Map{p.maps.owners, p.maps.requests, p.maps.closed} {
 		c.lookup(owners.FD(), flowAtCookie)
@@ -233,7 +232,7 @@ func (p *programs) compare(c *code) {
 	c.lookup(p.maps.flows.FD(), flowAtKey)
 	c.add(
 		asm.Mov.Reg(asm.R7, asm.R0),
-		asm.JEq.Imm(asm.R7, 0, "record"),
+		asm.JEq.Imm(asm.R7, 0, "first"),
 		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Cookie)), asm.DWord),
 		asm.LoadMem(asm.R2, asm.R10, flowAtCookie, asm.DWord),
 		asm.JNE.Reg(asm.R1, asm.R2, "record"),
@@ -244,7 +243,12 @@ func (p *programs) compare(c *code) {
 		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Owner)+unsafe.Offsetof(r.Owner.Stamp)), asm.DWord),
 		asm.LoadMem(asm.R2, asm.R9, int16(unsafe.Offsetof(r.Owner.Stamp)), asm.DWord),
 		asm.JEq.Reg(asm.R1, asm.R2, "out"),
+		asm.Ja.Label("record"),
 	)
+	c.label("first")
+	if p.arriving { // of no socket, and nothing to correct
+		c.add(asm.LoadMem(asm.R1, asm.R10, flowAtCookie, asm.DWord), asm.JEq.Imm(asm.R1, 0, "out"))
+	}
 }
 
 // touch notes a packet in the record R7, and goes on to make a new one if it was
@@ -292,9 +296,13 @@ func (p *programs) taken(c *code) {
 	c.add(
 		// Of the same socket: whoever sends by it, it was there for both.
 		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Cookie)), asm.DWord),
-		asm.JEq.Imm(asm.R1, 0, plain),
 		asm.LoadMem(asm.R2, asm.R10, flowAtCookie, asm.DWord),
 		asm.JEq.Reg(asm.R1, asm.R2, plain),
+	)
+	if !p.arriving { // there, what is of no socket is a stranger's
+		c.add(asm.JEq.Imm(asm.R1, 0, plain))
+	}
+	c.add(
 		asm.LoadMem(asm.R1, asm.R7, flags, asm.Word),
 		asm.And.Imm(asm.R1, flowKernel),
 		asm.JNE.Imm(asm.R1, 0, plain),
@@ -338,6 +346,8 @@ func (p *programs) record(c *code) {
 		asm.StoreMem(asm.R10, at(unsafe.Offsetof(r.Tuple)), asm.R8, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R10, flowAtCookie, asm.DWord),
 		asm.StoreMem(asm.R10, at(unsafe.Offsetof(r.Cookie)), asm.R1, asm.DWord),
+		asm.LoadMem(asm.R1, asm.R10, flowAtKey+int16(unsafe.Offsetof(flowKey{}.In)), asm.Word),
+		asm.StoreMem(asm.R10, at(unsafe.Offsetof(r.In)), asm.R1, asm.Word),
 		asm.JEq.Imm(asm.R9, 0, "nobody"),
 	)
 	p.copyOwner(c, asm.R9, at(unsafe.Offsetof(r.Owner)), flowAtCookie, "torn")
@@ -355,7 +365,13 @@ func (p *programs) record(c *code) {
 		p.namespace(c)
 	}
 	c.label("whose")
-	p.ambiguous(c)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, flowAtNetNS, asm.DWord),
+		asm.StoreMem(asm.R10, at(unsafe.Offsetof(r.NetNS)), asm.R1, asm.DWord),
+	)
+	if p.arriving {
+		p.markInterface(c)
+	}
 	p.taken(c)
 	c.add(
 		asm.LoadMem(asm.R1, asm.R10, flowAtCookie, asm.DWord),
@@ -409,31 +425,4 @@ func (p *programs) kernelSocket(c *code) {
 		asm.StoreImm(asm.R10, flowAtRecord+int16(unsafe.Offsetof(flowRecord{}.Flags)), flowKernel, asm.Word),
 	)
 	c.label(user)
-}
-
-// ambiguous notes the namespace in the record, and whether the record there was
-// (R7) is of another one.
-func (p *programs) ambiguous(c *code) {
-	var r flowRecord
-	netns, flags := int16(unsafe.Offsetof(r.NetNS)), int16(unsafe.Offsetof(r.Flags))
-	mark, plain := c.fresh(), c.fresh()
-	c.add(
-		asm.LoadMem(asm.R1, asm.R10, flowAtNetNS, asm.DWord),
-		asm.StoreMem(asm.R10, flowAtRecord+netns, asm.R1, asm.DWord),
-		asm.JEq.Imm(asm.R7, 0, plain),
-		asm.LoadMem(asm.R2, asm.R7, flags, asm.Word),
-		asm.And.Imm(asm.R2, flowAmbiguous),
-		asm.JNE.Imm(asm.R2, 0, mark), // and stays so
-		asm.JEq.Imm(asm.R1, 0, plain),
-		asm.LoadMem(asm.R2, asm.R7, netns, asm.DWord),
-		asm.JEq.Imm(asm.R2, 0, plain),
-		asm.JEq.Reg(asm.R1, asm.R2, plain),
-	)
-	c.label(mark)
-	c.add(
-		asm.LoadMem(asm.R1, asm.R10, flowAtRecord+flags, asm.Word),
-		asm.Or.Imm(asm.R1, flowAmbiguous),
-		asm.StoreMem(asm.R10, flowAtRecord+flags, asm.R1, asm.Word),
-	)
-	c.label(plain)
 }

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -20,6 +21,9 @@ type programs struct {
 	maps    *maps
 	offsets *offsets
 	window  time.Duration // see flowWindow
+	// arriving: the program is one for packets that come in.
+	arriving bool
+	own      uint64 // cookie of the namespace whose packets are judged; 0: not known
 }
 
 // part is one program and where it is attached.
@@ -45,7 +49,7 @@ func (p *programs) parts(forward bool) []*part {
 		return &part{name: name, typ: typ, attach: attach, ins: p.owner(hook)}
 	}
 	all := []*part{
-		{name: flowPart, typ: ebpf.SocketFilter, ins: p.flow(0, 0)},
+		{name: flowPart, typ: ebpf.SocketFilter, ins: p.flow()},
 		hook("sock_create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, HookCreate),
 		hook("connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, HookConnect),
 		hook("connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, HookConnect),
@@ -75,9 +79,8 @@ func (p *programs) parts(forward bool) []*part {
 			&part{name: "accept", typ: ebpf.SockOps, attach: ebpf.AttachCGroupSockOps, optional: true, ins: p.accept()},
 		)
 	}
-	if forward {
-		all = append(all, &part{name: "egress", typ: ebpf.CGroupSKB, attach: ebpf.AttachCGroupInetEgress, optional: true,
-			ins: p.flow(1, ownNetNS())})
+	if forward && p.offsets != nil && p.own != 0 {
+		all = append(all, &part{name: "arrive", typ: ebpf.RawTracepoint, point: "netif_receive_skb", optional: true, ins: p.arrive()})
 	}
 	return all
 }
@@ -106,8 +109,12 @@ func load(all []*part, types *btf.Cache) {
 
 // attachAll loads all programs and attaches all but the flow program. An error
 // is the first of a program that is not optional; the caller must detach then.
-func (r *Recorder) attachAll(dir *os.File, types *btf.Cache, forward bool) error {
-	all := (&programs{maps: &r.maps, offsets: r.offsets, window: r.window}).parts(forward)
+func (r *Recorder) attachAll(dir *os.File, types *btf.Cache, cfg Config) error {
+	own := cmp.Or(cfg.NetNS, OwnNetNS())
+	all := (&programs{maps: &r.maps, offsets: r.offsets, window: r.window, own: own}).parts(cfg.Forward)
+	if cfg.Forward && (r.offsets == nil || own == 0) {
+		r.miss("who in another network namespace sends what is forwarded", errors.New("needs BTF, and Linux 5.14"))
+	}
 	load(all, types)
 	var first error
 	for _, p := range all {
@@ -141,7 +148,7 @@ func (r *Recorder) attach(dir *os.File, p *part) error {
 			return fmt.Errorf("attach program %s to iterator %s: %w%s", p.name, p.iter, err, needs(err))
 		}
 		r.iter = l
-		r.links = append(r.links, l)
+		r.links = append(r.links, attached{l, p.name})
 		return nil
 	}
 	if p.point != "" {
@@ -149,7 +156,7 @@ func (r *Recorder) attach(dir *os.File, p *part) error {
 		if err != nil {
 			return fmt.Errorf("attach program %s to tracepoint %s: %w%s", p.name, p.point, err, needs(err))
 		}
-		r.links = append(r.links, l)
+		r.links = append(r.links, attached{l, p.name})
 		return nil
 	}
 	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(dir.Fd()), Program: p.prog, Attach: p.attach})
@@ -160,6 +167,6 @@ func (r *Recorder) attach(dir *os.File, p *part) error {
 	if err != nil {
 		return fmt.Errorf("attach program %s to cgroup %s: %w%s", p.name, dir.Name(), err, needs(err))
 	}
-	r.links = append(r.links, l)
+	r.links = append(r.links, attached{l, p.name})
 	return nil
 }

@@ -21,8 +21,9 @@
 //     record out.
 //   - flows, five-tuple to [Flow]: the socket that sent it, with a copy of its
 //     owner as it was when that packet was sent. Written by the program for a
-//     rule ([Recorder.FlowProgram]) and, with Config.Forward, by
-//     cgroup_skb/egress for processes in other network namespaces.
+//     rule ([Recorder.FlowProgram]) and, with Config.Forward, by the tracepoint
+//     netif_receive_skb for processes in other network namespaces: there a packet
+//     has its socket still and its interface already, and a record is of both.
 //   - running, pid to [Process]: the program that runs, by its file and not by the
 //     name given to execve. Written at exec, and handed on at fork, and at no other
 //     time: a process can change later what the kernel says that it runs
@@ -60,7 +61,8 @@
 //   - TIME_WAIT and reset packets that the kernel sends by a socket of its own
 //     have cookie 0.
 //   - Packets that are forwarded, unless Config.Forward is set and a socket of
-//     this host sent them. The tuple is the one that left the other namespace.
+//     this host sent them. The tuple and the interface are those that they came in
+//     with: what comes in by a VLAN, a bond or a VRF has none.
 //
 // # How far a record can be trusted
 //

@@ -52,9 +52,9 @@ func lacking() []string {
 // isThere says that a map has the key already.
 func isThere(err error) bool { return errors.Is(err, ebpf.ErrKeyExist) }
 
-// ownNetNS returns the cookie of the caller's network namespace, 0 if the kernel
+// OwnNetNS returns the cookie of the caller's network namespace, 0 if the kernel
 // does not tell (before Linux 5.14).
-func ownNetNS() uint64 {
+func OwnNetNS() uint64 {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0

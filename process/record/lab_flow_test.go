@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -44,7 +45,7 @@ func TestLabKernelPackets(t *testing.T) {
 				t.Fatal(out, err)
 			}
 			var f record.Flow
-			if !r.Flow(test.key, &f) || f.HasOwner || f.Cookie != 0 {
+			if !r.Flow(test.key, 0, &f) || f.HasOwner || f.Cookie != 0 {
 				t.Errorf("got %+v, want cookie 0 and no owner", f)
 			}
 		})
@@ -117,7 +118,7 @@ func flowOf(t *testing.T, r *record.Recorder) (record.Flow, uint32) {
 	k := key(17, client4, server4)
 	n := r.Changes(k)
 	var f record.Flow
-	if !r.Flow(k, &f) {
+	if !r.Flow(k, 0, &f) {
 		t.Fatal("not recorded")
 	}
 	return f, n
@@ -266,11 +267,11 @@ func TestLabAccepted(t *testing.T) {
 		command{ns: net.Client, words: []string{proto, local, fmt.Sprint(7100 + i)}}.run(t)
 		k := key(6, local, from)
 		var f record.Flow
-		if !r.Flow(k, &f) || !f.HasOwner || f.Owner.PID != server.pid() || f.Owner.Hook != record.HookAccept {
+		if !r.Flow(k, 0, &f) || !f.HasOwner || f.Owner.PID != server.pid() || f.Owner.Hook != record.HookAccept {
 			t.Errorf("%s: SYN-ACK: got %+v, want pid %d", listen, f, server.pid())
 		}
 		cookie := server.tell("accept")
-		if !r.Flow(k, &f) || !f.HasOwner || f.Owner.PID != server.pid() {
+		if !r.Flow(k, 0, &f) || !f.HasOwner || f.Owner.PID != server.pid() {
 			t.Errorf("%s: data: got %+v, want pid %d", listen, f, server.pid())
 		}
 		if proto == "tcp" && fmt.Sprint(f.Cookie) != cookie {
@@ -279,14 +280,14 @@ func TestLabAccepted(t *testing.T) {
 	}
 }
 
-// TestLabForward: a host that forwards knows who sent in another namespace, and
-// when two have sent by the same tuple.
+// TestLabForward: a host that forwards knows who sent in another namespace, of packets
+// that came in by the interface that leads there, and of no others.
 func TestLabForward(t *testing.T) {
 	requireBPF(t)
 	labtest.Require(t, labtest.IPTablesBinary)
-	net := labtest.Router(t)
+	lan := labtest.Router(t)
 	var r *record.Recorder
-	err := net.Router.Do(func() (err error) {
+	err := lan.Router.Do(func() (err error) {
 		r, err = record.Open(record.Config{Forward: true})
 		return err
 	})
@@ -298,23 +299,69 @@ func TestLabForward(t *testing.T) {
 	if err := r.Pin(pin); err != nil {
 		t.Fatal(err)
 	}
-	labtest.BothTables(t, net.Router, "-t", "mangle", "-A", "POSTROUTING", "-m", "bpf", "--object-pinned", pin, "-j", "DROP")
+	labtest.BothTables(t, lan.Router, "-t", "mangle", "-A", "POSTROUTING", "-m", "bpf", "--object-pinned", pin, "-j", "DROP")
 	const from, to = "10.99.1.2:7001", "10.99.2.2:9"
-	pid := command{ns: net.Client, words: []string{"udp", to, "7001"}}.run(t)
-	rules := labtest.Counters(t, net.Router, "mangle", "POSTROUTING")
+	pid := command{ns: lan.Client, words: []string{"udp", to, "7001"}}.run(t)
+	rules := labtest.Counters(t, lan.Router, "mangle", "POSTROUTING")
 	if len(rules) != 1 || rules[0].Packets != 0 {
 		t.Errorf("the flow program has matched: %+v", rules)
 	}
+	in, out := interfaceOf(t, lan.Router, "10.99.1.1"), interfaceOf(t, lan.Router, "10.99.2.1")
 	var f record.Flow
-	if !r.Flow(key(17, from, to), &f) || !f.HasOwner || f.Owner.PID != pid || f.NetNS != f.Owner.NetNS || f.Ambiguous {
+	if !r.Flow(key(17, from, to), in, &f) || !f.HasOwner || f.Owner.PID != pid || f.Ambiguous {
 		t.Errorf("got %+v, want pid %d", f, pid)
 	}
-	// The router itself is left to the rule: it has none here.
-	command{ns: net.Router, words: []string{"udp", to, "7002"}}.run(t)
-	// Another namespace with the address of the client.
-	twin := labtest.Router(t)
-	pid = command{ns: twin.Client, words: []string{"udp", to, "7001"}}.run(t)
-	if !r.Flow(key(17, from, to), &f) || f.Owner.PID != pid || !f.Ambiguous {
-		t.Errorf("got %+v, want pid %d, ambiguous", f, pid)
+	if r.Flow(key(17, from, to), 0, &f) || r.Flow(key(17, from, to), out, &f) {
+		t.Errorf("got %+v of another way in", f)
 	}
+	// The router itself is left to the rule: it has none here.
+	command{ns: lan.Router, words: []string{"udp", to, "7002"}}.run(t)
+	// Another namespace with the address of the client, which leads elsewhere.
+	twin := labtest.Router(t)
+	command{ns: twin.Client, words: []string{"udp", to, "7001"}}.run(t)
+	if !r.Flow(key(17, from, to), in, &f) || f.Owner.PID != pid || f.Ambiguous {
+		t.Errorf("got %+v after another namespace sent by the same tuple, want pid %d", f, pid)
+	}
+	// Who sends by a packet socket there has no record, and is not taken for the other.
+	forged, err := lab.UDPPacket(netip.MustParseAddrPort(from), netip.MustParseAddrPort(to), []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	links, err := lan.Client.Links()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lan.Client.Inject(links[len(links)-1].Name, forged); err != nil {
+		t.Fatal(err)
+	}
+	if !lab.Poll(settle, func() bool { return r.Flow(key(17, from, to), in, &f) && !f.HasOwner }) {
+		t.Errorf("got %+v after a forged packet, want nobody", f)
+	}
+}
+
+// interfaceOf returns the index of the interface that has an address.
+func interfaceOf(t *testing.T, ns *lab.Namespace, address string) (index uint32) {
+	t.Helper()
+	err := ns.Do(func() error {
+		all, err := net.Interfaces()
+		if err != nil {
+			return err
+		}
+		for i := range all {
+			addrs, err := all[i].Addrs()
+			if err != nil {
+				return err
+			}
+			for _, a := range addrs {
+				if ip, ok := a.(*net.IPNet); ok && ip.IP.String() == address {
+					index = uint32(all[i].Index)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil || index == 0 {
+		t.Fatalf("no interface has %s: %v", address, err)
+	}
+	return index
 }

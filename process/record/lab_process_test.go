@@ -42,7 +42,7 @@ func (b bench) sender(t *testing.T, c command) (record.Owner, record.Process) {
 	c.ns = b.net.Client
 	pid := c.run(t)
 	var f record.Flow
-	if !b.rec.Flow(key(17, client4, server4), &f) || !f.HasOwner || f.Owner.PID != pid {
+	if !b.rec.Flow(key(17, client4, server4), 0, &f) || !f.HasOwner || f.Owner.PID != pid {
 		t.Fatalf("got %+v, want pid %d", f, pid)
 	}
 	var p record.Process

@@ -15,16 +15,18 @@ import (
 
 // layout is the version of the records below. It is part of the maps' names: a
 // successor with other records makes maps of its own.
-const layout = "5"
+const layout = "6"
 
 // flowKey is the key of the flows map: packet.Key with ports in network byte
-// order.
+// order, and where the packet came from.
 type flowKey struct {
 	Src, Dst [16]byte
 	Ports    [4]byte // source, destination
 	Protocol uint8
 	Version  uint8
 	_        [2]byte
+	In       uint32 // interface that it came in by from another namespace; 0: sent here
+	_        uint32
 }
 
 // flowRecord is the value of the flows map. All integers of records are in host
@@ -33,19 +35,18 @@ type flowRecord struct {
 	Tuple  uint64 // hash of the key: see hash
 	Cookie uint64
 	NetNS  uint64
-	Made   uint64 // CLOCK_MONOTONIC of the first packet of this record
-	Last   uint64 // and of the last one
-	Flags  uint32 // flow...
-	_      uint32
+	Made   uint64      // CLOCK_MONOTONIC of the first packet of this record
+	Last   uint64      // and of the last one
+	Flags  uint32      // flow...
+	In     uint32      // as in the key
 	Owner  ownerRecord // zero without flowHasOwner
 	Check  uint64      // Tuple ^ Cookie ^ Owner.Stamp
 }
 
 const (
-	flowHasOwner  = 1 << iota // Owner is valid
-	flowAmbiguous             // two namespaces
-	flowTaken                 // taken over from somebody else, within flowWindow
-	flowKernel                // the socket is one of the kernel's own
+	flowHasOwner = 1 << iota // Owner is valid
+	flowTaken                // taken over from somebody else, within flowWindow
+	flowKernel               // the socket is one of the kernel's own
 )
 
 // flowWindow is how long a packet may wait in a queue while another program gets
@@ -140,7 +141,8 @@ const (
 )
 
 // encode fills in the key of a flow.
-func (f *flowKey) encode(k *packet.Key) {
+func (f *flowKey) encode(k *packet.Key, in uint32) {
+	f.In = in
 	f.Src, f.Dst = k.Src, k.Dst
 	binary.BigEndian.PutUint16(f.Ports[0:2], k.SrcPort)
 	binary.BigEndian.PutUint16(f.Ports[2:4], k.DstPort)
@@ -184,13 +186,13 @@ const (
 )
 
 // decode says whether the record is whole and of the tuple, and fills in f.
-func (r *flowRecord) decode(tuple uint64, f *Flow) bool {
-	if r.Tuple != tuple || r.Check != r.Tuple^r.Cookie^r.Owner.Stamp {
+func (r *flowRecord) decode(tuple uint64, in uint32, f *Flow) bool {
+	if r.Tuple != tuple || r.In != in || r.Check != r.Tuple^r.Cookie^r.Owner.Stamp {
 		return false
 	}
 	f.Cookie, f.NetNS = r.Cookie, r.NetNS
 	f.HasOwner = r.Flags&flowHasOwner != 0
-	f.Ambiguous = r.Flags&(flowAmbiguous|flowTaken) != 0
+	f.Ambiguous = r.Flags&flowTaken != 0
 	if r.Flags&flowKernel != 0 {
 		f.Cookie = 0
 	}

@@ -17,10 +17,10 @@ func TestKeyIsPacketKey(t *testing.T) {
 		k.Src[i], k.Dst[i] = byte(i), byte(0x80+i)
 	}
 	var f flowKey
-	f.encode(&k)
+	f.encode(&k, 0)
 	b := *(*[keySize]byte)(unsafe.Pointer(&f))
-	want := append(append(k.Src[:], k.Dst[:]...), 1, 2, 3, 4, 17, 6, 0, 0)
-	if keySize != 40 || string(b[:]) != string(want) {
+	want := append(append(k.Src[:], k.Dst[:]...), 1, 2, 3, 4, 17, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	if keySize != 48 || string(b[:]) != string(want) {
 		t.Errorf("got % x, want % x", b, want)
 	}
 }

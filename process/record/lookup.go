@@ -59,20 +59,22 @@ func (r *request) lookup(m *ebpf.Map, key, value unsafe.Pointer) bool {
 const tries = 3
 
 // Flow looks up which socket sent the packets of a tuple, and says whether that
-// was recorded. f is changed only if so.
+// was recorded. in is 0 for packets that this namespace sent, and the interface that
+// they came in by for those of another namespace of this host: what is recorded of one
+// interface says nothing of another. f is changed only if so.
 //
 // One map lookup, no allocation; for several goroutines. To notice later
 // changes, ask Changes before.
-func (r *Recorder) Flow(k *packet.Key, f *Flow) bool {
+func (r *Recorder) Flow(k *packet.Key, in uint32, f *Flow) bool {
 	q := r.requests.get()
 	defer r.requests.pool.Put(q)
-	q.flow.encode(k)
+	q.flow.encode(k, in)
 	tuple := hash(k)
 	for range tries {
 		if !q.lookup(r.maps.flows, unsafe.Pointer(&q.flow), unsafe.Pointer(&q.flowRec)) {
 			return false
 		}
-		if q.flowRec.decode(tuple, f) {
+		if q.flowRec.decode(tuple, in, f) {
 			return true
 		}
 	}

@@ -53,6 +53,10 @@ func scratchEntries() uint32 {
 	return uint32(max(least, perCPU*cpus))
 }
 
+// interfaces is the size of the interfaces map: a byte for each, by the low bits of its
+// index, which says that flows were recorded that came in by it.
+const interfaces = 4096
+
 // Flags of maps, linux/bpf.h.
 const (
 	onDemand = 1 << 0  // BPF_F_NO_PREALLOC
@@ -64,7 +68,7 @@ type maps struct {
 	owners, requests, closed, shares *ebpf.Map
 	flows, running, past, changes    *ebpf.Map
 
-	counters, scratch, zeros *ebpf.Map
+	counters, scratch, zeros, interfaces *ebpf.Map
 
 	// memory is the changes map. It is mapped until close.
 	memory  []byte
@@ -77,7 +81,6 @@ type spec struct {
 	typ                ebpf.MapType
 	key, value, number uint32
 	flags              uint32
-	heir               bool // may be taken over
 	slot               **ebpf.Map
 }
 
@@ -89,28 +92,24 @@ func (m *maps) specs(cfg Config) []spec {
 		return uint32(n)
 	}
 	return []spec{
-		{"owners", ebpf.Hash, 8, uint32(ownerSize), number(cfg.Owners, defaultOwners), onDemand, true, &m.owners},
-		{"requests", ebpf.LRUHash, 8, uint32(ownerSize), defaultLeaving, 0, true, &m.requests},
-		{"closed", ebpf.LRUHash, 8, uint32(ownerSize), defaultLeaving, 0, true, &m.closed},
-		{"shares", ebpf.LRUHash, 8, 8, defaultShares, 0, true, &m.shares},
-		{"flows", ebpf.LRUHash, uint32(keySize), uint32(flowSize), number(cfg.Flows, defaultFlows), 0, true, &m.flows},
-		{"running", ebpf.Hash, 4, uint32(processSize), number(cfg.Tasks, tasks()), onDemand, true, &m.running},
-		{"past", ebpf.LRUHash, 8, uint32(processSize), number(cfg.Processes, defaultProcesses), 0, true, &m.past},
-		{"changes", ebpf.Array, 4, 3 * buckets * 4, 1, mmapable, true, &m.changes},
-		{"counters", ebpf.Array, 4, counters * 8, 1, 0, false, &m.counters},
-		{"scratch", ebpf.Hash, 8, uint32(processSize), scratchEntries(), 0, false, &m.scratch},
-		{"zeros", ebpf.Array, 4, uint32(processSize), 1, 0, false, &m.zeros},
+		{"owners", ebpf.Hash, 8, uint32(ownerSize), number(cfg.Owners, defaultOwners), onDemand, &m.owners},
+		{"requests", ebpf.LRUHash, 8, uint32(ownerSize), defaultLeaving, 0, &m.requests},
+		{"closed", ebpf.LRUHash, 8, uint32(ownerSize), defaultLeaving, 0, &m.closed},
+		{"shares", ebpf.LRUHash, 8, 8, defaultShares, 0, &m.shares},
+		{"flows", ebpf.LRUHash, uint32(keySize), uint32(flowSize), number(cfg.Flows, defaultFlows), 0, &m.flows},
+		{"running", ebpf.Hash, 4, uint32(processSize), number(cfg.Tasks, tasks()), onDemand, &m.running},
+		{"past", ebpf.LRUHash, 8, uint32(processSize), number(cfg.Processes, defaultProcesses), 0, &m.past},
+		{"changes", ebpf.Array, 4, 3 * buckets * 4, 1, mmapable, &m.changes},
+		{"counters", ebpf.Array, 4, counters * 8, 1, 0, &m.counters},
+		{"scratch", ebpf.Hash, 8, uint32(processSize), scratchEntries(), 0, &m.scratch},
+		{"interfaces", ebpf.Array, 4, interfaces, 1, 0, &m.interfaces},
+		{"zeros", ebpf.Array, 4, uint32(processSize), 1, 0, &m.zeros},
 	}
 }
 
-// open takes over or makes all maps and returns the names of those taken over.
-// All inherited files are closed. On an error the caller must close m.
+// open takes over or makes all maps and returns the names of those taken over. On an
+// error the caller must close m.
 func (m *maps) open(cfg Config) (taken []string, err error) {
-	defer func() {
-		for _, f := range cfg.Inherited {
-			f.Close()
-		}
-	}()
 	for _, s := range m.specs(cfg) {
 		if *s.slot = s.inherit(cfg.Inherited[s.name]); *s.slot != nil {
 			taken = append(taken, s.name)
@@ -143,7 +142,7 @@ func (s *spec) label() string { return "vd" + layout + "_" + s.name }
 // inherit returns the map behind a descriptor if it is just as we would make it,
 // else nil. f stays open.
 func (s *spec) inherit(f *os.File) *ebpf.Map {
-	if f == nil || !s.heir {
+	if f == nil {
 		return nil
 	}
 	fd, err := duplicate(f)
@@ -171,25 +170,6 @@ func duplicate(f *os.File) (fd int, err error) {
 	}
 	outer := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
 	return fd, errors.Join(outer, err)
-}
-
-// files duplicates the descriptors of the maps that can be taken over.
-func (m *maps) files() (map[string]*os.File, error) {
-	out := make(map[string]*os.File)
-	for _, s := range m.specs(Config{}) {
-		if !s.heir {
-			continue
-		}
-		fd, err := unix.FcntlInt(uintptr((*s.slot).FD()), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			for _, f := range out {
-				f.Close()
-			}
-			return nil, fmt.Errorf("duplicate descriptor of map %s: %w", s.name, err)
-		}
-		out[s.name] = os.NewFile(uintptr(fd), "bpf-map-"+s.name)
-	}
-	return out, nil
 }
 
 // close gives up all maps. Those that nobody else holds are gone.

@@ -24,6 +24,7 @@ type offsets struct {
 
 	skbSock, sockNet, netCookie, sockCookie, sockState, sockListener, sockPort, sockType int16
 	opsSock                                                                              int16
+	skbDev, skbData, skbLen, skbDataLen, devIndex, devNet, sockFamily                    int16
 	kernSock                                                                             int16 // byte of the bit sk_kern_sock
 	kernMask                                                                             uint8 // that bit in the byte
 }
@@ -114,6 +115,13 @@ func (f *fields) sock(o *offsets) {
 	o.sockState = f.at("sock_common", 1, "skc_state")
 	o.sockListener = f.at("sock_common", 8, "skc_listener")
 	o.sockType = f.at("sock", 2, "sk_type")
+	o.skbDev = f.at("sk_buff", 8, "dev")
+	o.skbData = f.at("sk_buff", 8, "data")
+	o.skbLen = f.at("sk_buff", 4, "len")
+	o.skbDataLen = f.at("sk_buff", 4, "data_len")
+	o.devIndex = f.at("net_device", 4, "ifindex")
+	o.devNet = f.at("net_device", 8, "nd_net", "net")
+	o.sockFamily = f.at("sock_common", 2, "skc_family")
 	o.opsSock = f.at("bpf_sock_ops_kern", 8, "sk")
 	bits := f.find("sock", "sk_kern_sock")
 	o.kernSock, o.kernMask = int16(bits.offset/8), bits.mask()

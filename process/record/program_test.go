@@ -51,7 +51,7 @@ func TestFlowProgramReadsLikePacket(t *testing.T) {
 			t.Fatal(err)
 		}
 		var f Flow
-		found := r.Flow(&k, &f)
+		found := r.Flow(&k, 0, &f)
 		kind := fmt.Sprintf("v%d %s, recorded %t", p.Version, p.Status, found)
 		seen[kind]++
 		switch {
@@ -204,7 +204,7 @@ func TestWithoutOffsets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	if err := r.attachAll(dir, btf.NewCache(), true); err != nil {
+	if err := r.attachAll(dir, btf.NewCache(), Config{Forward: true}); err != nil {
 		t.Fatal(err)
 	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -217,10 +217,10 @@ func TestWithoutOffsets(t *testing.T) {
 		t.Fatal(err)
 	}
 	var o Owner
-	if !r.Owner(cookie, &o) || o.PID != uint32(os.Getpid()) || o.Start != 0 || o.CgroupID == 0 || o.NetNS != ownNetNS() {
+	if !r.Owner(cookie, &o) || o.PID != uint32(os.Getpid()) || o.Start != 0 || o.CgroupID == 0 || o.NetNS != OwnNetNS() {
 		t.Errorf("got %+v", o)
 	}
-	const programs = 14
+	const programs = 13
 	if s := r.Stats(); len(s.Programs) != programs {
 		t.Errorf("got %+v", s.Programs)
 	}

@@ -23,10 +23,13 @@ type Config struct {
 	// Cgroup is the directory of the cgroup (version 2) whose processes are
 	// recorded; empty: the root of the hierarchy.
 	Cgroup string
-	// Forward also records flows of processes in other network namespaces, for
-	// packets that this host forwards. It costs a program call for each packet that
-	// any socket of the host sends.
+	// Forward also records flows of processes in other network namespaces, as they
+	// come in to be forwarded, with the interface that they come in by. It costs a
+	// program call for each packet that any interface receives.
 	Forward bool
+	// NetNS is the cookie of the network namespace whose packets are judged; 0: the
+	// caller's.
+	NetNS uint64
 	// Entries of the maps; 0 means 1048576, 65536 and 16384. Of flows and of
 	// processes that have ended, about 290 and 1100 bytes each, the kernel allocates
 	// all at once; of open sockets, about 180 bytes each, as they come.
@@ -34,8 +37,9 @@ type Config struct {
 	// Tasks is how many running processes are recorded, about 1100 bytes each as they
 	// come; 0 means as many as there can be.
 	Tasks int
-	// Inherited are maps of a recorder before, as Files named them. They are taken
-	// over if they fit, else made anew, and closed in either case.
+	// Inherited are maps, programs and links of a recorder before, as Files named them.
+	// Maps are taken over if they fit, else made anew. The programs, which have not
+	// ceased to record, go on until ours do; then all files are closed.
 	Inherited map[string]*os.File
 
 	window time.Duration // for tests; 0: flowWindow
@@ -47,12 +51,18 @@ type Recorder struct {
 	maps     maps
 	requests requests
 	flow     *ebpf.Program
-	links    []link.Link
+	links    []attached
 	iter     *link.Iter // one of links; nil if the kernel has none
 	pinned   string     // where the flow program is pinned, or ""
 	stats    Stats
 	offsets  *offsets // nil if nothing is known of kernel structures
 	window   time.Duration
+}
+
+// attached is the link of the program of that name.
+type attached struct {
+	link.Link
+	name string
 }
 
 // Open loads the programs and attaches them. From its return on, what processes
@@ -63,6 +73,7 @@ type Recorder struct {
 // caller a capability; the text names it. What can be done without is not an
 // error: Stats says what is missing. Nothing stays behind.
 func Open(cfg Config) (*Recorder, error) {
+	defer closeFiles(cfg.Inherited)
 	r := &Recorder{window: cmp.Or(cfg.window, flowWindow)}
 	if err := r.open(cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("record owners of sockets: %w", err), r.Close())
@@ -89,11 +100,11 @@ func (r *Recorder) open(cfg Config) error {
 		return err
 	}
 	defer dir.Close()
-	err = r.attachAll(dir, types, cfg.Forward)
+	err = r.attachAll(dir, types, cfg)
 	if err != nil && r.offsets != nil {
 		// The kernel may refuse to let its structures be read: go without.
 		r.offsets, unknown = nil, err
-		if r.detach() == nil && r.attachAll(dir, types, cfg.Forward) == nil {
+		if r.detach() == nil && r.attachAll(dir, types, cfg) == nil {
 			err = nil
 		}
 	}
@@ -143,10 +154,6 @@ func (r *Recorder) Pin(path string) error {
 	r.pinned = path
 	return nil
 }
-
-// Files returns duplicates of the maps' descriptors, for Config.Inherited of a
-// successor. The caller closes them.
-func (r *Recorder) Files() (map[string]*os.File, error) { return r.maps.files() }
 
 // Stats returns the state of programs and counters.
 func (r *Recorder) Stats() Stats {

@@ -91,8 +91,8 @@ func TestLabNothingStays(t *testing.T) {
 		}
 		now := held(t)
 		maps.Copy(ours, now)
-		// 11 maps; 19 links; 19 programs by their links, and the flow program.
-		if len(now) != 11+19+20 {
+		// 12 maps; 19 links; 19 programs by their links, and the flow program.
+		if len(now) != 12+19+20 {
 			t.Errorf("holds %v", now)
 		}
 		s := r.Stats()
@@ -161,7 +161,7 @@ func TestLabSuccessor(t *testing.T) {
 			t.Errorf("file of %s was not closed", name)
 		}
 	}
-	if s := next.Stats(); len(s.Inherited) != 8 {
+	if s := next.Stats(); len(s.Inherited) != 12 {
 		t.Errorf("got %v", s.Inherited)
 	}
 	var p2 record.Process
@@ -178,7 +178,7 @@ func TestLabSuccessor(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := open(t, record.Config{Inherited: files, Flows: 100})
-	if s := other.Stats(); strings.Join(s.Inherited, " ") != "owners requests closed shares running past changes" {
+	if s := other.Stats(); strings.Join(s.Inherited, " ") != "owners requests closed shares running past changes counters scratch interfaces zeros" {
 		t.Errorf("got %v of another size", s.Inherited)
 	}
 	files, err = b.rec.Files()
@@ -195,6 +195,27 @@ func TestLabSuccessor(t *testing.T) {
 	}
 }
 
+// TestLabKept: while somebody holds the descriptors of a recorder that has died,
+// recording goes on, and the next one knows who was there meanwhile.
+func TestLabKept(t *testing.T) {
+	b := newBench(t)
+	files, err := b.rec.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.rec.Close(); err != nil {
+		t.Fatal(err)
+	}
+	pid := command{ns: b.net.Client, words: strings.Fields(sendUDP)}.run(t)
+	b.rec = open(t, record.Config{Inherited: files})
+	var p record.Process
+	f, _ := flowOf(t, b.rec)
+	if f.Owner.PID != pid || !b.rec.Process(pid, f.Owner.ExecID, &p) || p.Exec == 0 || !p.Exited {
+		t.Errorf("got %+v, %+v, want pid %d", f, p, pid)
+	}
+	b.sender(t, command{words: strings.Fields(sendUDP)})
+}
+
 // TestLabNoAllocs: what is called for packets does not allocate.
 func TestLabNoAllocs(t *testing.T) {
 	b := newBench(t)
@@ -203,8 +224,8 @@ func TestLabNoAllocs(t *testing.T) {
 	var f record.Flow
 	var owner record.Owner
 	for name, call := range map[string]func(){
-		"flow":         func() { b.rec.Flow(hit, &f) },
-		"flow, none":   func() { b.rec.Flow(miss, &f) },
+		"flow":         func() { b.rec.Flow(hit, 0, &f) },
+		"flow, none":   func() { b.rec.Flow(miss, 0, &f) },
 		"owner":        func() { b.rec.Owner(o.Cookie, &owner) },
 		"owner, none":  func() { b.rec.Owner(1, &owner) },
 		"changes":      func() { b.rec.Changes(hit) },
@@ -234,7 +255,7 @@ func TestLabLookups(t *testing.T) {
 					return
 				default:
 				}
-				if b.rec.Flow(key(17, client4, server4), &f) && f.HasOwner && f.Owner.Cookie != f.Cookie {
+				if b.rec.Flow(key(17, client4, server4), 0, &f) && f.HasOwner && f.Owner.Cookie != f.Cookie {
 					wrong <- f
 					return
 				}
@@ -273,11 +294,11 @@ func BenchmarkLookups(b *testing.B) {
 	k := key(17, client4, server4)
 	var f record.Flow
 	var p record.Process
-	if !bench.rec.Flow(k, &f) {
+	if !bench.rec.Flow(k, 0, &f) {
 		b.Fatal("not recorded")
 	}
 	for name, call := range map[string]func(){
-		"flow":    func() { bench.rec.Flow(k, &f) },
+		"flow":    func() { bench.rec.Flow(k, 0, &f) },
 		"owner":   func() { bench.rec.Owner(f.Cookie, &f.Owner) },
 		"process": func() { bench.rec.Process(pid, f.Owner.ExecID, &p) },
 		"changes": func() { bench.rec.Changes(k) },

@@ -12,8 +12,7 @@ type Flow struct {
 	Owner    Owner
 	// NetNS is the cookie of the socket's network namespace; 0 if unknown.
 	NetNS uint64
-	// Ambiguous: sockets of two network namespaces sent packets of this tuple, or
-	// a socket of another program, user or cgroup than this one did less than 10 s
+	// Ambiguous: a socket of another program, user or cgroup than this one did less than 10 s
 	// before this one's first: a packet that waits in a queue can be of either. The
 	// record is that of the last one.
 	Ambiguous bool
