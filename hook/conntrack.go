@@ -52,6 +52,29 @@ func ClearMarks(netns int, mask, value uint32) (cleared int, err error) {
 	return cleared, fmt.Errorf("clear connection marks: somebody goes on setting %#x in mask %#x: keep others from these bits, or choose another mask", value, mask)
 }
 
+// ClearRun clears, as ClearMarks, all values that a run has given which began with
+// NewMarks and whose latest marks are m. The rules must be gone that set them.
+func ClearRun(netns int, m Marks) (cleared int, err error) {
+	first, err := NewMarks(m.Mask)
+	if err != nil {
+		return 0, fmt.Errorf("clear connection marks: %w", err)
+	}
+	values := []uint32{m.Reject}
+	for v := first; ; v = v.Next() {
+		values = append(values, v.Accept)
+		if v.Accept == m.Accept || v.Next().Accept == first.Accept {
+			break
+		}
+	}
+	for _, v := range values {
+		n, err := ClearMarks(netns, m.Mask, v)
+		if cleared += n; err != nil {
+			return cleared, err
+		}
+	}
+	return cleared, nil
+}
+
 // noConntrack names the module that is missing.
 func noConntrack(err error) error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {

@@ -208,6 +208,7 @@ func (d *daemon) close() {
 		if err := d.ruleset.Close(); err != nil {
 			d.log.Error("rules not removed", "error", err)
 		}
+		d.marks.end()
 	}
 	for _, q := range d.queues {
 		q.Close()

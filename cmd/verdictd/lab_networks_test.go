@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -338,5 +339,35 @@ func TestLabOneOwner(t *testing.T) {
 		if e := labtest.Run(t, ns, args...); e.Code != 0 {
 			t.Errorf("verdictd %v after the end: got exit code %d: %s", args, e.Code, e.Stderr)
 		}
+	}
+}
+
+// TestLabStopTakesMarks ends a daemon that takes its rules out: no connection keeps
+// a mark of it, and those of others stay.
+func TestLabStopTakesMarks(t *testing.T) {
+	setup(t, labtest.Conntrack, labtest.NFTBinary)
+	lan := labtest.Pair(t)
+	echo(t, lan.Server, echoPort)
+	nft(t, lan.Client, "add table inet n { chain o { type filter hook output priority 5; ct mark set ct mark | 0x5; }; }")
+	d := startDaemon(t, lan.Client, acceptAll, "--hook", "output,input", "--on-stop", "open")
+	if !asks(t, lan.Client, "10.99.0.2", 0) {
+		t.Error("not answered")
+	}
+	if offloaded(t, lan.Client) == 0 {
+		t.Error("nothing passed by the queue")
+	}
+	d.Stop()
+	marks := func() (list string) {
+		if err := lan.Client.Do(func() error {
+			text, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
+			list = string(text)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if list := marks(); !strings.Contains(list, "mark=5 ") || strings.Count(list, "mark=") != strings.Count(list, "mark=5 ")+strings.Count(list, "mark=0 ") {
+		t.Errorf("got connections with marks of verdictd, or without those of others: %s", list)
 	}
 }

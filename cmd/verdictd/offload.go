@@ -75,6 +75,16 @@ func (o *offload) succeed(past marksLegacy, same, ownRules bool) {
 	}
 }
 
+// end takes the marks of this run from all connections, after the rules are gone.
+func (o *offload) end() {
+	if o.latest.Mask == 0 || !o.wanted {
+		return
+	}
+	if _, err := hook.ClearRun(o.netns, o.latest); err != nil {
+		o.log.Warn("connection marks stay behind; the next start takes those that it uses again", "error", err)
+	}
+}
+
 // legacy returns what a successor must know.
 func (o *offload) legacy() marksLegacy {
 	o.mu.Lock()
