@@ -34,6 +34,10 @@ func (p *programs) owner(hook Hook) asm.Instructions {
 	c.zero(slotBottom, -int(slotBottom))
 	c.add(asm.StoreMem(asm.R10, slotCookie, asm.R0, asm.DWord))
 	p.current(c)
+	if p.offsets != nil { // a thread of the kernel acts for somebody else, such as for an MPTCP socket
+		c.follow(asm.R8, asm.R7, p.offsets.taskMM, slotTemp)
+		c.add(asm.JEq.Imm(asm.R8, 0, "out"))
+	}
 	p.caller(c, hook)
 	p.unchanged(c, "known")
 	p.write(c)
