@@ -124,7 +124,7 @@ func TestLabOwnerShared(t *testing.T) {
 	}
 	t.Cleanup(func() { in.Close(); cmd.Wait() })
 	connect := func() error {
-		return lan.Server.Do(exec.Command("bash", "-c", "exec 3<>/dev/tcp/10.99.0.1/9009").Run)
+		return lan.Server.Do(exec.Command("timeout", "5", "bash", "-c", "exec 3<>/dev/tcp/10.99.0.1/9009").Run)
 	}
 	if !lab.Poll(wait, func() bool { return connect() == nil }) {
 		t.Fatal("nobody listens")
