@@ -24,6 +24,7 @@ type Config struct {
 	Strict        bool   `yaml:"strict"`        // refuse a policy that check warns of
 	Mode          string `yaml:"mode"`          // enforce, monitor; default: enforce if there is a policy
 	Fail          string `yaml:"fail"`          // open, closed; default: closed in enforce mode
+	Malformed     string `yaml:"malformed"`     // drop, accept: packets that cannot be decoded; default: drop
 	Hook          string `yaml:"hook"`          // such as "output,input"; default: the user keeps the rules
 	OnStop        string `yaml:"on-stop"`       // closed, open: what a stop leaves of the rules of hook; default: as fail
 	RequireRules  bool   `yaml:"require-rules"` // refuse to start if nothing would be judged or enforced

@@ -15,6 +15,7 @@ queue: 0-3,8
 policy: /etc/verdictd/policy.rego
 mode: enforce
 fail: closed
+malformed: accept
 hook: output,input
 loopback: true
 strict-neighbour: true
@@ -48,7 +49,7 @@ log:
 		t.Fatal(err)
 	}
 	want := config.Config{
-		Queues: config.Queues{0, 1, 2, 3, 8}, Policy: "/etc/verdictd/policy.rego", Mode: "enforce", Fail: "closed",
+		Queues: config.Queues{0, 1, 2, 3, 8}, Policy: "/etc/verdictd/policy.rego", Mode: "enforce", Fail: "closed", Malformed: "accept",
 		Hook: "output,input", Loopback: true, StrictND: true, NFLogGroups: config.Groups{5},
 		Flows: 1000, QueueLength: 100, CopyRange: 128, Spin: "50us", Engine: "topdown", PolicyBudget: "10ms",
 		Bundle: config.Bundle{

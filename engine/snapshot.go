@@ -38,9 +38,13 @@ type Snapshot struct {
 	Hash       string // SHA-256 of the policy, hex
 	Mode       Mode
 
-	// FailOpen lets packets pass that could not be decoded or whose policy
-	// evaluation failed. The zero value drops them.
+	// FailOpen lets packets pass whose policy evaluation failed. The zero value
+	// drops them.
 	FailOpen bool
+
+	// PassMalformed lets packets pass that could not be decoded. Who sends them
+	// chooses that, so this is no part of FailOpen. The zero value drops them.
+	PassMalformed bool
 
 	// Marks are what the kernel's ruleset understands.
 	Marks Marks

@@ -94,9 +94,12 @@ func newWorker(e *Engine, ring *logsink.Ring) *Worker {
 // Handle judges one packet. It implements packet.Handler: m and data are lent
 // until it returns.
 func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
+	w.decoder.Decode(m, data, &w.pkt)
+	if w.pkt.Cut && m.More {
+		return packet.Verdict{Again: true}
+	}
 	w.counts.Packets++
 	w.out = Outcome{Packet: &w.pkt}
-	w.decoder.Decode(m, data, &w.pkt)
 	if w.now = w.engine.current.Load(); w.now == nil {
 		return w.finish(nil, packet.Drop, ReasonNoPolicy)
 	}
@@ -120,7 +123,11 @@ func (w *Worker) handle(m *packet.Meta) packet.Verdict {
 		return w.finish(nil, packet.Accept, ReasonNotIP)
 	case w.pkt.Status == packet.Malformed:
 		w.counts.Malformed++
-		v := w.finish(nil, w.failAction(), ReasonMalformed)
+		action := packet.Drop
+		if w.now.PassMalformed {
+			action = packet.Accept
+		}
+		v := w.finish(nil, action, ReasonMalformed)
 		w.logPacket(m)
 		return v
 	case w.pkt.HasInner:

@@ -171,6 +171,9 @@ func (b *Book) read() (r reading, err error) {
 	for _, q := range b.cfg.Queues {
 		r.stats = append(r.stats, q.Stats())
 	}
+	for i := range r.stats {
+		r.rules -= min(r.stats[i].Again, r.rules) // the rules saw these twice
+	}
 	r.kernel, err = b.readKernel()
 	return r, err
 }
@@ -312,7 +315,7 @@ func (w *wide) account(k queue.Kernel, s *queue.Stats, down uint64, failOpen, se
 	flushed := min(s.HookFlush, s.Accepted) // which were not read at the same moment
 	queueDropped, userDropped := w.QueueDropped-s.EarlierQueueDropped, w.UserDropped-s.EarlierUserDropped
 	a := Account{
-		Queued:   w.IDs + queueDropped - min(s.Earlier, w.IDs),
+		Queued:   w.IDs + queueDropped - min(s.Earlier+s.Again, w.IDs), // those came twice
 		Received: s.Received,
 		Accepted: s.Accepted - flushed,
 		Dropped:  s.Dropped,

@@ -66,8 +66,8 @@ func newParser(first gopacket.LayerType, known gopacket.DecodingLayerContainer) 
 //
 // Lengths and extension headers are read as Linux reads them: ip_rcv_core,
 // ip6_rcv_core, ip6_protocol_deliver_rcu, tcp_v4_rcv, __udp4_lib_rcv. Where
-// Linux depends on settings (routing headers with segments left, UDP length 0
-// in IPv6) the packet is Malformed.
+// Linux depends on settings (source routes and routing headers with addresses left,
+// UDP length 0 in IPv6) the packet is Malformed.
 func (d *Decoder) Decode(m *Meta, data []byte, p *Packet) {
 	*p = Packet{}
 	if m.EtherType != 0 && m.EtherType != EtherTypeIPv4 && m.EtherType != EtherTypeIPv6 {
@@ -110,7 +110,7 @@ func fail(p *Packet, err error) {
 	if !ok { // a panic that gopacket recovered
 		why = errInternal
 	}
-	*p = Packet{Version: p.Version, Src: p.Src, Dst: p.Dst, Reason: string(why)}
+	*p = Packet{Version: p.Version, Src: p.Src, Dst: p.Dst, Reason: string(why), Cut: why == errCut}
 }
 
 // reason is why a packet is Malformed. Constants of it become errors without
@@ -127,11 +127,13 @@ const (
 	errIPv4Short    reason = "packet shorter than an ipv4 header"
 	errIPv4Header   reason = "ipv4 header length below 20"
 	errIPv4Below    reason = "ipv4 total length below the header length"
+	errIPv4Route    reason = "ipv4 source route has addresses left"
 	errIPv4Beyond   reason = "ipv4 total length beyond the packet"
 	errIPv6Short    reason = "packet shorter than an ipv6 header"
 	errIPv6Beyond   reason = "ipv6 payload length beyond the packet"
 	errExtBeyond    reason = "ipv6 extension header beyond the packet"
 	errExtCount     reason = "too many ipv6 extension headers"
+	errExtLong      reason = "ipv6 extension headers beyond 2048 bytes"
 	errHopByHop     reason = "ipv6 hop-by-hop header is not the first"
 	errRouting      reason = "ipv6 routing header has segments left"
 	errTwoFragments reason = "more than one ipv6 fragment header"

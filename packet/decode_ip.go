@@ -19,11 +19,25 @@ const (
 	ipv4DontFlag    = 0x4000
 	ipv6MoreFlag    = 1
 	extensionUnit   = 8
-	maxExtHeaders   = 64 // the kernel has no limit; packets with more are Malformed
+	maxExtHeaders   = 64   // the kernel has no limit; packets with more are Malformed
+	maxExtBytes     = 2048 // where the last one ends, with the IPv6 header; likewise
 	protoHopByHop   = 0
 	protoRouting    = 43
 	protoFragment   = 44
 	protoDstOptions = 60
+)
+
+// MaxHeaders is how many bytes of a packet decoding needs at most to find all
+// headers: those of IPv6 up to maxExtBytes, and the longest transport header, that of
+// DCCP.
+const MaxHeaders = maxExtBytes + 1024
+
+// IPv4 options, RFC 791 §3.1.
+const (
+	optionEnd         = 0
+	optionNone        = 1
+	optionLooseRoute  = 131
+	optionStrictRoute = 137
 )
 
 // network is the DecodingLayer of IPv4, or of IPv6 with all its extension
@@ -116,7 +130,9 @@ func transport(p *Packet) (layer gopacket.LayerType, header int) {
 	return gopacket.LayerTypeZero, 0
 }
 
-// parseIPv4 reads an IPv4 header (RFC 791). Options are skipped unread.
+// parseIPv4 reads an IPv4 header (RFC 791). Of the options it looks for source
+// routes: while addresses are left in one, Dst is not where the packet ends, so it
+// cannot be judged by Dst.
 func parseIPv4(p *Packet, data []byte, wire int, gso bool) (rest []byte, length int, err error) {
 	if wire < ipv4HeaderLen {
 		return nil, 0, errIPv4Short
@@ -143,6 +159,9 @@ func parseIPv4(p *Packet, data []byte, wire int, gso bool) (rest []byte, length 
 	case len(data) < header:
 		return nil, 0, errCut
 	}
+	if header > ipv4HeaderLen && hasRoute(data[ipv4HeaderLen:header]) {
+		return nil, 0, errIPv4Route
+	}
 	fragment := binary.BigEndian.Uint16(data[6:8])
 	p.TOS = data[1]
 	p.TotalLength = uint32(total)
@@ -153,6 +172,28 @@ func parseIPv4(p *Packet, data []byte, wire int, gso bool) (rest []byte, length 
 	p.TTL = data[8]
 	p.Protocol = data[9]
 	return data[header:min(total, len(data))], total - header, nil
+}
+
+// hasRoute returns whether there is a source route with addresses left among IPv4
+// options. Behind a bad option nothing is read: the kernel drops such packets.
+//
+// Source: __ip_options_compile, net/ipv4/ip_options.c.
+func hasRoute(options []byte) bool {
+	for len(options) > 0 && options[0] != optionEnd {
+		if options[0] == optionNone {
+			options = options[1:]
+			continue
+		}
+		if len(options) < 2 || options[1] < 2 || int(options[1]) > len(options) {
+			return false
+		}
+		option := options[:options[1]]
+		if option[0] == optionLooseRoute || option[0] == optionStrictRoute {
+			return len(option) < 3 || int(option[2]) <= len(option)
+		}
+		options = options[len(option):]
+	}
+	return false
 }
 
 // parseIPv6 reads an IPv6 header (RFC 8200) and its extension headers.
@@ -206,6 +247,8 @@ func walkExtensions(p *Packet, data []byte, total int) (end int, err error) {
 			return 0, errExtCount
 		case end+extensionUnit > total:
 			return 0, errExtBeyond
+		case end+extensionUnit > maxExtBytes:
+			return 0, errExtLong
 		case end+extensionUnit > len(data):
 			return 0, errCut
 		case p.Protocol == protoFragment && fragmented:
@@ -223,6 +266,8 @@ func walkExtensions(p *Packet, data []byte, total int) (end int, err error) {
 	switch {
 	case end > total:
 		return 0, errExtBeyond
+	case end > maxExtBytes:
+		return 0, errExtLong
 	case end > len(data):
 		return 0, errCut
 	}

@@ -32,6 +32,8 @@ func good4Tests() []decodeTest {
 		{name: "tcp4 all flags", data: ip4(6, tcp("", set(12, 0x5f, 0xff))), want: from4(6, 40, withTCP(""),
 			func(p *packet.Packet) { p.TCPFlags = 0x1ff })},
 		{name: "tcp4 bad tcp option", data: ip4(6, tcp("\x02\x00zzhi", set(12, 0x60))), want: from4(6, 46, withTCP("hi"))},
+		{name: "tcp4 used source route", data: ip4Options(6, []byte{131, 7, 8, 10, 9, 8, 7, 0}, tcp("hi")), want: from4(6, 50, withTCP("hi"))},
+		{name: "tcp4 source route behind the end", data: ip4Options(6, []byte{0, 131, 7, 4, 10, 9, 8, 7}, tcp("hi")), want: from4(6, 50, withTCP("hi"))},
 		{name: "tcp4 bad ip option", data: ip4Options(6, []byte{0x94, 0, 0, 0}, tcp("hi")), want: from4(6, 46, withTCP("hi"))},
 		{name: "tcp4 trailing bytes", data: append(ip4(6, tcp("hi")), "pad"...), want: from4(6, 42, withTCP("hi"))},
 		{name: "tcp4 payload cut", meta: packet.Meta{Length: 1500}, data: ip4(6, tcp("hi"), set16(2, 1500)), want: from4(6, 1500, withTCP("hi"))},
@@ -221,6 +223,10 @@ func bad4Tests() []badTest {
 		{name: "ip header length 16", data: ip4(6, tcp(""), set(0, 0x44)), reason: "header length below 20"},
 		{name: "ip options beyond packet", data: ip4(6, tcp(""), set(0, 0x4f)), reason: "total length below the header length"},
 		{name: "ip options cut", meta: cut, data: ip4Options(6, make([]byte, 8), nil, set16(2, 1500))[:24], reason: "cut short"},
+		{name: "loose source route", data: ip4Options(6, []byte{1, 131, 7, 4, 10, 9, 8, 7}, tcp("")), reason: "ipv4 source route"},
+		{name: "strict source route", data: ip4Options(6, []byte{137, 11, 8, 10, 9, 8, 7, 10, 9, 8, 6, 0}, tcp("")), reason: "ipv4 source route"},
+		{name: "source route behind another option", data: ip4Options(6, []byte{7, 3, 4, 131, 3, 1, 0, 0}, tcp("")), reason: "ipv4 source route"},
+		{name: "source route without a pointer", data: ip4Options(6, []byte{131, 2, 0, 0}, tcp("")), reason: "ipv4 source route"},
 		{name: "total length 0", data: ip4(6, tcp(""), set16(2, 0)), reason: "total length below the header length"},
 		{name: "total length below header", data: ip4(6, tcp(""), set16(2, 19)), reason: "total length below the header length"},
 		{name: "total length beyond packet", data: ip4(6, tcp(""), set16(2, 41)), reason: "total length beyond the packet"},
@@ -269,6 +275,8 @@ func bad6Tests() []badTest {
 		{name: "hop-by-hop twice", data: ip6(0, ext(0, 0, ext(6, 0, tcp("")))), reason: "hop-by-hop"},
 		{name: "hop-by-hop after options", data: ip6(60, ext(0, 0, ext(6, 0, tcp("")))), reason: "hop-by-hop"},
 		{name: "segments left", data: ip6(43, ext(6, 0, tcp(""), set(3, 1))), reason: "segments left"},
+		{name: "extensions of 2056 bytes", data: ip6(60, ext(6, 251, append(make([]byte, 251*8), tcp("")...))), reason: "beyond 2048"},
+		{name: "extension cut", meta: cut, data: ip6(60, ext(6, 3, nil), set16(4, 1400)), reason: "cut short"},
 		{name: "65 extensions", data: ip6(60, many), reason: "too many"},
 		{name: "two fragment headers", data: ip6(44, frag(44, 0, false, frag(6, 0, false, tcp("")))), reason: "more than one"},
 		{name: "extension short", data: ip6(60, ext(6, 0, nil)[:7]), reason: "extension header beyond"},
@@ -295,7 +303,7 @@ func TestDecodeMalformed(t *testing.T) {
 			if got.Status != packet.Malformed || !strings.Contains(got.Reason, test.reason) {
 				t.Errorf("Decode(% x) = %v, reason %q, want malformed, %q", test.data, got.Status, got.Reason, test.reason)
 			}
-			want := packet.Packet{Version: got.Version, Src: got.Src, Dst: got.Dst, Reason: got.Reason}
+			want := packet.Packet{Version: got.Version, Src: got.Src, Dst: got.Dst, Reason: got.Reason, Cut: test.reason == "cut short"}
 			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 				t.Errorf("Decode(% x) left fields behind: (-want +got)\n%s", test.data, diff)
 			}

@@ -86,13 +86,32 @@ func (f *flat) ip4() bool {
 	if !f.limit(total - 20) {
 		return false
 	}
-	if _, ok = f.take(options); !ok {
+	o, ok := f.take(options)
+	if !ok || flatRoute(o) {
 		return false
 	}
 	p.TotalLength, p.ID = uint32(total), uint32(u16(h[4:]))
 	p.DontFragment, p.MoreFragments = h[6]&0x40 != 0, h[6]&0x20 != 0
 	p.FragmentOffset = uint32(u16(h[6:])%0x2000) * 8
 	return true
+}
+
+// flatRoute returns whether a source route among the options has addresses left.
+func flatRoute(o []byte) bool {
+	for i := 0; i < len(o) && o[i] != 0; {
+		size := 1
+		if o[i] != 1 {
+			if i+1 >= len(o) || o[i+1] < 2 || i+int(o[i+1]) > len(o) {
+				return false
+			}
+			size = int(o[i+1])
+		}
+		if o[i]&0x7f == 3 && o[i] > 128 || o[i]&0x7f == 9 && o[i] > 128 {
+			return size < 3 || int(o[i+2]) <= size
+		}
+		i += size
+	}
+	return false
 }
 
 func (f *flat) ip6() bool {
@@ -118,7 +137,7 @@ func (f *flat) ip6() bool {
 
 func (f *flat) extensions(next byte) bool {
 	fragments := 0
-	for {
+	for end := 40; ; {
 		f.p.Protocol = next
 		if f.p.FragmentOffset > 0 || !slices.Contains([]byte{0, 43, 44, 60}, next) {
 			return true
@@ -134,8 +153,10 @@ func (f *flat) extensions(next byte) bool {
 			f.p.ID = binary.BigEndian.Uint32(h[4:])
 		} else if _, ok = f.take(int(h[1]) * 8); !ok {
 			return false
+		} else {
+			end += int(h[1]) * 8
 		}
-		if fragments > 1 {
+		if end += 8; fragments > 1 || end > 2048 {
 			return false
 		}
 		next = h[0]

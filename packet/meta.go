@@ -88,4 +88,8 @@ type Meta struct {
 	// checksum is not yet filled in (NFQA_SKB_INFO).
 	GSO             bool
 	ChecksumPending bool
+
+	// More says that the packet can be had again with more of its bytes: all, or
+	// MaxHeaders. See Verdict.Again.
+	More bool
 }

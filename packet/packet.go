@@ -77,6 +77,7 @@ const (
 type Packet struct {
 	Status Status
 	Reason string // why Status is Malformed: a constant text; else empty
+	Cut    bool   // it is Malformed only because the bytes at hand end before its headers do
 
 	// Valid iff Status is OK or Fragment (and, if addresses could be read,
 	// Malformed: then Src.IsValid).

@@ -38,6 +38,10 @@ type Verdict struct {
 	// mark, for the ruleset there to carry Action out. It needs a ruleset that
 	// knows the mark; Action is what is counted.
 	Repeat bool
+
+	// Again asks for the packet once more, with more of its bytes; all else means
+	// nothing then. Only where Meta.More says that there are more.
+	Again bool
 }
 
 // A Handler judges packets.

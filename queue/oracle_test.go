@@ -103,7 +103,7 @@ func TestLabOracle(t *testing.T) {
 	var got []seen
 	stop := run(t, open(t, r, Config{Num: 2}), judge(func(m *packet.Meta, data []byte) packet.Verdict {
 		s := seen{*m, bytes.Clone(data)}
-		s.Meta.Time, s.Meta.Queue = 0, 0
+		s.Meta.Time, s.Meta.Queue, s.Meta.More = 0, 0, false
 		got = append(got, s)
 		return packet.Verdict{Action: packet.Accept}
 	}))

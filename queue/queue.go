@@ -52,10 +52,14 @@ type Queue struct {
 	unknown bool  // what they counted is
 	flushes flushes
 
+	long int64 // Unix nanoseconds until which the kernel copies longCopy bytes; 0: Config.CopyRange
+
 	// Reused from packet to packet.
-	msg  nfnl.Message
-	meta packet.Meta
-	sent [packet.Reject + 1]uint64 // verdicts in out, by packet.Action
+	msg    nfnl.Message
+	meta   packet.Meta
+	sent   [packet.Reject + 1]uint64 // verdicts in out, by packet.Action
+	config nfnl.Writer
+	asked  uint64 // verdicts in out that ask for a packet again
 }
 
 // Open binds a queue. From then on packets wait for Run.
@@ -85,7 +89,7 @@ func Open(cfg Config) (*Queue, error) {
 func newQueue(cfg Config, s nfnl.Socket) (*Queue, error) {
 	conn, err := nfnl.New(s, nfnl.Config{
 		Batch:       batch,
-		MessageSize: int(cfg.CopyRange) + messageOverhead,
+		MessageSize: int(cfg.longCopy()) + messageOverhead,
 		RecvBuffer:  cfg.RecvBuffer,
 	})
 	if err != nil {
@@ -187,6 +191,9 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 		q.busy(n)
 		if late {
 			q.repeat(q.lastID)
+		}
+		if q.long != 0 && now.UnixNano() > q.long {
+			q.shorten()
 		}
 		if ticker != nil {
 			ticker.Tick(now.UnixNano())
@@ -310,8 +317,12 @@ func (q *Queue) message(h packet.Handler, now int64) {
 		q.count.gaps.Add(uint64(gap))
 	}
 	q.nextID = q.meta.ID + 1
-	q.meta.Time = now
+	q.meta.Time, q.meta.More = now, len(payload) < int(min(q.meta.Length, q.cfg.longCopy()))
 	v := h.Handle(&q.meta, payload)
+	if v.Again && q.meta.More {
+		q.again(now)
+		return
+	}
 	if v.Action > packet.Reject {
 		v.Action = packet.Drop
 	}
@@ -321,11 +332,13 @@ func (q *Queue) message(h packet.Handler, now int64) {
 
 // flush sends the verdicts and counts them.
 func (q *Queue) flush() {
-	n := uint64(q.out.Len())
-	if n == 0 {
+	if q.out.Len() == 0 {
 		return
 	}
+	n := uint64(q.out.Len()) - q.asked
 	q.count.received.Add(n)
+	q.count.again.Add(q.asked)
+	q.asked = 0
 	if err := q.conn.Send(q.out.Bytes()); err != nil {
 		q.count.unsent.Add(n)
 		clear(q.sent[:])

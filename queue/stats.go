@@ -53,6 +53,7 @@ type Stats struct {
 	SendRetries uint64 // batches of verdicts sent again, the kernel being short of memory
 	Earlier     uint64 // packets that somebody read who died: they came again under new ids, or were answered before
 	Repeats     uint64 // how often packets of a dead owner were sent through their hook again
+	Again       uint64 // packets that were sent through their hook again to have more bytes of them; not Received
 
 	// Saturated is how often so many packets were read in one go that MaxLen may
 	// have been waiting at some moment. As long as it does not grow, and Backlog,
@@ -82,6 +83,7 @@ type counters struct {
 	repeats      atomic.Uint64
 	saturated    atomic.Uint64
 	backlog      atomic.Uint64
+	again        atomic.Uint64
 }
 
 // refusal counts the kernel's refusal of a verdict. It returns whether an accepted
@@ -129,6 +131,7 @@ func (q *Queue) Stats() Stats {
 		Repeats:      c.repeats.Load(),
 		Saturated:    c.saturated.Load(),
 		Backlog:      c.backlog.Load(),
+		Again:        c.again.Load(),
 	}
 	sum.add(&q.before)
 	return sum
@@ -156,6 +159,7 @@ func (s *Stats) add(t *Stats) {
 	s.Saturated += t.Saturated
 	s.EarlierQueueDropped += t.EarlierQueueDropped
 	s.EarlierUserDropped += t.EarlierUserDropped
+	s.Again += t.Again
 }
 
 // MaxLen returns how many packets may wait for a verdict.

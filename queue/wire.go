@@ -192,7 +192,7 @@ func appendConfig(w *nfnl.Writer, cfg *Config, bind bool) {
 	if cfg.FailOpen {
 		flags = mask
 	}
-	w.Begin(nfnl.Header{Type: nfnl.Type(subsystem, msgConfig)}, syscall.AF_UNSPEC, cfg.Num)
+	w.Begin(nfnl.Header{Type: nfnl.Type(subsystem, msgConfig), Flags: nfnl.FlagRequest}, syscall.AF_UNSPEC, cfg.Num)
 	if bind {
 		w.Attr(cfgCmd, cmdBind, 0, 0, 0)
 	}

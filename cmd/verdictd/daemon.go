@@ -453,7 +453,7 @@ func (d *daemon) publish(ctx context.Context, p *policy.Policy) error {
 // marks.
 func (d *daemon) snapshot(p *policy.Policy) engine.Snapshot {
 	return engine.Snapshot{
-		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen, ResetDenied: d.ResetDenied,
+		Policy: p, Generation: d.generation, Hash: p.Hash(), Mode: d.mode, FailOpen: d.failOpen, PassMalformed: d.passMalformed, ResetDenied: d.ResetDenied,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -47,8 +48,42 @@ func malformedPackets(t *testing.T) []malformed {
 		{tiny, fragment(t, make4(unix.IPPROTO_TCP, tcpHeader()))},
 		{tiny, fragment(t, make6(unix.IPPROTO_TCP, tcpHeader()))},
 		{"too many ipv6 extension headers", make6(unix.IPPROTO_DSTOPTS, append(chain, tcpHeader()...))},
+		{"ipv4 source route has addresses left", sourceRoute(t)},
+		{"ipv6 extension headers beyond 2048 bytes", make6(unix.IPPROTO_DSTOPTS, append(options(unix.IPPROTO_TCP, 2048), tcpHeader()...))},
 		{"ipv6 routing header has segments left", make6(unix.IPPROTO_ROUTING, append(routing, tcpHeader()...))},
 	}
+}
+
+// options returns a header of destination options with that many bytes of padding.
+func options(next byte, padding int) []byte {
+	b := []byte{next, 0, 1, 4, 0, 0, 0, 0} // PadN
+	for rest := padding; rest > 0; rest -= 254 {
+		n := min(rest, 254)
+		b = append(append(b, 1, byte(n-2)), make([]byte, n-2)...)
+	}
+	for len(b)%8 != 0 {
+		b = append(b, 0) // Pad1
+	}
+	b[1] = byte(len(b)/8 - 1)
+	return b
+}
+
+// sourceRoute returns a packet that goes on from the server to another address.
+func sourceRoute(t *testing.T) []byte {
+	t.Helper()
+	p := ipPacket(t, client4, server4, unix.IPPROTO_TCP, tcpHeader())
+	route := append([]byte{131, 7, 4}, append(netip.MustParseAddr(client4).AsSlice(), 0)...)
+	p = slices.Insert(p, 20, route...)
+	p[0] = 4<<4 | 7
+	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
+	p[10], p[11] = 0, 0
+	sum := uint32(0)
+	for i := range 28 {
+		sum += uint32(p[i]) << (8 * (1 - i&1))
+	}
+	sum = sum>>16 + sum&0xffff
+	binary.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
+	return p
 }
 
 // tcpHeader returns a TCP header with a SYN.
@@ -80,13 +115,14 @@ func fragment(t *testing.T, p []byte) []byte {
 }
 
 // TestLabMalformed sends packets that cannot be judged past a policy that
-// accepts all. By default they are dropped, with --fail open they pass.
+// accepts all. By default they are dropped, under --fail open too; with --malformed
+// accept they pass.
 func TestLabMalformed(t *testing.T) {
-	for _, fail := range []string{"closed", "open"} {
-		t.Run(fail, func(t *testing.T) {
+	for _, setting := range [][]string{{"--fail", "closed"}, {"--fail", "open"}, {"--fail", "closed", "--malformed", "accept"}} {
+		t.Run(strings.Join(setting, " "), func(t *testing.T) {
 			setup(t)
 			net := labtest.Router(t)
-			d := startDaemon(t, net.Router, acceptAll, "--fail", fail, "--copy-range", "1024")
+			d := startDaemon(t, net.Router, acceptAll, setting...)
 			d.rule("FORWARD", "-i", "eth0", "-j", "NFQUEUE", "--queue-num", "0")
 			arrived := capture(t, net.Server, func(p []byte) bool { return isTo(p, server4) || isTo(p, server6) })
 			const each = 5
@@ -106,7 +142,7 @@ func TestLabMalformed(t *testing.T) {
 			}
 			pass := 1
 			action, bad := "drop", each*len(packets)
-			if fail == "open" {
+			if len(setting) > 2 {
 				action, pass = "accept", 1+bad
 			}
 			if got := arrived.Wait(pass, wait); got != pass {
@@ -134,6 +170,38 @@ func checkMalformed(t *testing.T, d *daemon, action string, wanted map[string]in
 	}
 	if diff := cmp.Diff(wanted, got); diff != "" {
 		t.Errorf("malformed packets in the audit log (-want +got):\n%s", diff)
+	}
+}
+
+// TestLabLongHeaders: ports behind more extension headers than the kernel copies at
+// first are judged, and a sender of such packets is past no policy.
+func TestLabLongHeaders(t *testing.T) {
+	setup(t)
+	net := labtest.Router(t)
+	d := observe(t, net.Router, portsPolicy, "--fail", "open", "--hook", "forward")
+	arrived := capture(t, net.Server, func(p []byte) bool { return isTo(p, server6) && len(p) > 200 })
+	const each = 5
+	for _, padding := range []int{240, 1000} {
+		for _, port := range []uint16{sinkPort, deniedSinkPort} {
+			udp := make([]byte, 8)
+			binary.BigEndian.PutUint16(udp, 40000)
+			binary.BigEndian.PutUint16(udp[2:], port)
+			binary.BigEndian.PutUint16(udp[4:], 8)
+			p := ipPacket(t, client6, server6, unix.IPPROTO_DSTOPTS, append(options(unix.IPPROTO_UDP, padding), udp...))
+			if err := net.Client.Inject("eth0", slices.Repeat([][]byte{p}, each)...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const pass = 2 * each
+	if n := arrived.Wait(pass+1, silence); n != pass {
+		t.Errorf("%d packets arrived, want the %d to the port that is open", n, pass)
+	}
+	if a := d.books(2 * pass).Total; a.Dropped != pass || a.Accepted != pass || a.Queued != 2*pass || a.Unexplained != 0 {
+		t.Errorf("got %+v, want %d accepted and as many dropped", a, pass)
+	}
+	if s := d.finish(); s.malformed != 0 || s.packets != 2*pass {
+		t.Errorf("got %+v, want %d packets, none malformed", s, 2*pass)
 	}
 }
 

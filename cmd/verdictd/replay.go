@@ -22,13 +22,13 @@ import (
 )
 
 type replayFlags struct {
-	policy, mode, fail string
-	bundle             config.Bundle
-	hook, iface        string
-	local              []string
-	json, absolute     bool
-	quiet              bool
-	flows              int
+	policy, mode, fail, malformed string
+	bundle                        config.Bundle
+	hook, iface                   string
+	local                         []string
+	json, absolute                bool
+	quiet                         bool
+	flows                         int
 }
 
 func newReplayCommand(e env) *cobra.Command {
@@ -58,7 +58,8 @@ to the cut.`,
 	flags.Var(&policyFlag{path: &f.policy}, "policy", "Rego or rules `FILE`, directory, OPA bundle (.tar.gz) or its URL; default: accept everything")
 	bindBundleFlags(flags, &f.bundle)
 	flags.StringVar(&f.mode, "mode", "enforce", "enforce, or monitor: accept everything and say what would be dropped")
-	flags.StringVar(&f.fail, "fail", "", "open or closed: what happens to packets that cannot be judged (default closed; open in monitor mode)")
+	flags.StringVar(&f.fail, "fail", "", "open or closed: what happens to packets whose policy fails (default closed; open in monitor mode)")
+	flags.StringVar(&f.malformed, "malformed", "", "drop or accept: packets that cannot be decoded (default drop)")
 	flags.StringVar(&f.hook, "hook", "", "judge every packet at this `HOOK`: prerouting, input, forward, output, postrouting")
 	flags.StringArrayVar(&f.local, "local", nil, "`CIDR` of the host that judges; may be repeated")
 	flags.StringVar(&f.iface, "interface", "", "`NAME` of the interface of captures that name none")
@@ -133,6 +134,9 @@ func (f *replayFlags) parse(cmd *cobra.Command) (s engine.Snapshot, o replay.Opt
 	if s.Mode, err = parseMode(f.mode); err != nil {
 		return s, o, err
 	}
+	if s.PassMalformed, err = parseMalformed(f.malformed); err != nil {
+		return s, o, err
+	}
 	if s.FailOpen, err = parseFail(f.fail, s.Mode); err != nil {
 		return s, o, err
 	}
@@ -170,6 +174,17 @@ func parseMode(text string) (engine.Mode, error) {
 		}
 	}
 	return 0, settingErrorf("mode", "want enforce or monitor, got %q", text)
+}
+
+// parseMalformed returns whether packets that cannot be decoded pass.
+func parseMalformed(text string) (pass bool, err error) {
+	switch text {
+	case "", "drop":
+		return false, nil
+	case "accept":
+		return true, nil
+	}
+	return false, settingErrorf("malformed", "want drop or accept, got %q", text)
 }
 
 // parseFail returns whether to fail open; the default follows the mode.

@@ -63,9 +63,11 @@ answered about twice as fast. It costs CPU time, up to the time given for each
 packet: a whole CPU per queue at 20,000 packets/s. An idle queue still costs
 nothing. Use it where latency counts and CPUs are to spare.
 
-Packets that cannot be judged (malformed, or the policy fails) are dropped with
---fail closed and pass with --fail open; the same holds, with --hook, for packets
-while no verdictd runs.
+Packets that cannot be judged because the policy fails are dropped with --fail
+closed and pass with --fail open; the same holds, with --hook, for packets while no
+verdictd runs. Packets that cannot be decoded are dropped, unless --malformed says
+accept: it is their sender who chooses that. So are those whose source route or
+routing header has addresses left: where they end is not what is judged.
 
 Needs CAP_NET_ADMIN.`
 
@@ -140,6 +142,7 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.BoolVar(&c.Strict, "strict", c.Strict, "refuse a policy that verdictd check warns of")
 	flags.StringVar(&c.Mode, "mode", c.Mode, "enforce or monitor (default: enforce if there is a policy)")
 	flags.StringVar(&c.Fail, "fail", c.Fail, "open or closed (default: closed in enforce mode, open in monitor mode)")
+	flags.StringVar(&c.Malformed, "malformed", c.Malformed, "drop or accept: packets that cannot be decoded, which whoever sends them chooses (default drop)")
 	flags.StringVar(&c.Hook, "hook", c.Hook, "install rules at these `HOOKS`: output,input,forward; or print-iptables")
 	flags.StringVar(&c.OnStop, "on-stop", c.OnStop, "with --hook, what a stop leaves behind: closed (the rules stay and drop what they queued) or open (they are taken out) (default: as --fail)")
 	flags.BoolVar(&c.RequireRules, "require-rules", c.RequireRules, "refuse to start if no rule sends packets to the queues, or if there is no policy to enforce")
@@ -210,7 +213,9 @@ type settings struct {
 	config.Config
 	mode     engine.Mode
 	failOpen bool
-	budget   time.Duration
+
+	passMalformed bool
+	budget        time.Duration
 
 	spin      time.Duration // of queue.Config
 	evaluator policy.Engine
@@ -251,6 +256,9 @@ func newSettings(c config.Config) (settings, error) {
 		return s, err
 	}
 	if err := s.checkOnStop(); err != nil {
+		return s, err
+	}
+	if s.passMalformed, err = parseMalformed(s.Malformed); err != nil {
 		return s, err
 	}
 	if s.Engine != "" {
