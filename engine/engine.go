@@ -18,10 +18,9 @@ type Config struct {
 	// Workers is how many workers there will be; 0 means 1.
 	Workers int
 
-	// InterfaceName gives the name of an interface by its index, "" if there
-	// is none; nil means no names. Workers call it when they ask the policy,
-	// not for packets of decided flows. When a name changes, call Refresh.
-	InterfaceName func(index uint32) string
+	// Links makes what names interfaces for a worker; nil means that nobody can, as
+	// in a replay.
+	Links func() Links
 
 	// Attributor makes who tells a worker who owns a packet's socket; nil means
 	// that nobody can, as in a replay.
@@ -57,9 +56,6 @@ func New(cfg Config) *Engine {
 	if cfg.Flows == 0 {
 		cfg.Flows = 1 << 16
 	}
-	if cfg.InterfaceName == nil {
-		cfg.InterfaceName = func(uint32) string { return "" }
-	}
 	e := &Engine{cfg: cfg, fields: rules.Fields(), digest: sync.OnceValue(fieldsDigest)}
 	e.outside = newOutside(e.fields)
 	if cfg.Workers > 1 {
@@ -78,7 +74,7 @@ func (e *Engine) Publish(s Snapshot) {
 }
 
 // Refresh makes workers judge every flow anew by the same policy, because
-// something it was judged by, such as an interface's name, has changed.
+// something that it was judged by has changed.
 func (e *Engine) Refresh() {
 	e.mu.Lock()
 	defer e.mu.Unlock()

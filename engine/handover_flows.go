@@ -104,10 +104,10 @@ func (w *Worker) add(e *entry) {
 
 // distrust makes a slot that refers to a decision or shape which was not handed
 // over hold for nothing: its next packet is judged anew. So does one that holds
-// for an owner: their numbers mean nothing in another process.
+// for an owner or an interface: their numbers mean nothing in another process.
 func (w *Worker) distrust(s *slot) {
 	known := s.epoch == w.known.epoch && int(s.decision) < len(w.known.list) && int(s.shape) < len(w.known.shapes)
-	if s.epoch == w.known.epoch && (!known || w.known.shapes[s.shape].owner) {
+	if s.epoch == w.known.epoch && (!known || w.known.shapes[s.shape].owner || w.known.shapes[s.shape].links) {
 		s.shape = noReuse
 	}
 	if s.owned {

@@ -10,8 +10,7 @@ import (
 func (w *Worker) evaluate() (*rules.Decision, error) {
 	m := w.facts.Meta
 	w.counts.Evaluated++
-	w.facts.InInterface = w.engine.cfg.InterfaceName(m.In)
-	w.facts.OutInterface = w.engine.cfg.InterfaceName(m.Out)
+	w.nameLinks(m)
 	w.said = rules.Decision{}
 	err := w.now.Policy.Evaluate(&w.facts, &w.said)
 	if err != nil {
@@ -144,6 +143,7 @@ func (w *Worker) stillAccepted(e *entry, s *slot, m *packet.Meta) bool {
 	}
 	w.logAnswer(e, &before, s, &mirror)
 	w.pkt, w.facts.Meta, w.said = reply, m, asked
+	w.nameLinks(m)
 	return s.accept
 }
 

@@ -26,7 +26,8 @@ func (w *Worker) event(kind logsink.EventKind, m *packet.Meta) *logsink.Event {
 	}
 	ev.Generation, ev.Policy = w.now.Generation, w.now.Hash
 	ev.SetPacket(m, &w.pkt)
-	ev.In, ev.Out = w.engine.cfg.InterfaceName(m.In), w.engine.cfg.InterfaceName(m.Out)
+	w.nameLinks(m)
+	ev.In, ev.Out = w.facts.InInterface, w.facts.OutInterface
 	return ev
 }
 

@@ -24,6 +24,7 @@ const (
 type shape struct {
 	parts []part
 	owner bool // one of them is the owner of the socket
+	links bool // one of them is the name of an interface, by its number
 }
 
 // part is one field's place: where its bits start and how many they are; the
@@ -60,6 +61,7 @@ func newShape(fields []rules.Field, reads rules.FieldSet) (s shape, ok bool) {
 			return shape{}, false
 		}
 		s.parts = append(s.parts, part{f, used, width, f.Scope == rules.PerSocket})
+		s.links = s.links || f.Index != nil
 		used += width
 	}
 	return s, true

@@ -53,6 +53,8 @@ type Worker struct {
 	said     rules.Decision // what the policy said last
 
 	known, older knownDecisions
+	links        Links      // nil: nobody can tell names of interfaces
+	batch        int64      // time of the packets that links are up to date for
 	attributor   Attributor // nil: nobody can tell who owns a socket
 	owners       owners
 	spare        entry // of the latest flow that had no room
@@ -83,6 +85,9 @@ const maxDecisions = 1 << 16
 
 func newWorker(e *Engine, ring *logsink.Ring) *Worker {
 	w := &Worker{engine: e, ring: ring, decoder: packet.NewDecoder(), table: newTable(e.cfg.Flows)}
+	if e.cfg.Links != nil {
+		w.links = e.cfg.Links()
+	}
 	if e.cfg.Attributor != nil {
 		w.attributor = e.cfg.Attributor()
 	}
@@ -106,6 +111,7 @@ func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
 	if w.known.epoch != w.now.epoch {
 		w.older, w.known = w.known, newKnown(w.now.epoch)
 	}
+	w.updateLinks(m)
 	w.facts.Meta, w.facts.Owner, w.facts.Related = m, nil, false
 	w.takeMark(m)
 	w.facts.AnswersMulticast = w.engine.asked.answered(m, &w.pkt)
@@ -328,7 +334,11 @@ func (w *Worker) holds(s *slot, now int64) bool {
 	if s.failed || s.shape == 0 {
 		return true
 	}
-	v, free := w.known.shapes[s.shape].pack(&w.facts, &w.value)
+	shape := &w.known.shapes[s.shape]
+	if shape.links {
+		w.nameLinks(w.facts.Meta)
+	}
+	v, free := shape.pack(&w.facts, &w.value)
 	return v.agrees(&s.values, &free)
 }
 

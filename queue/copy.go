@@ -24,7 +24,7 @@ func (q *Queue) again(now int64) {
 		q.copy(q.cfg.longCopy())
 	}
 	q.long = now + int64(longFor)
-	appendVerdict(&q.out, q.cfg.Num, q.meta.ID, packet.Verdict{Repeat: true})
+	appendVerdict(&q.out, q.cfg.Num, &q.meta, packet.Verdict{Repeat: true})
 	q.asked++
 }
 

@@ -17,6 +17,9 @@ type Facts struct {
 
 	// Names of the interfaces Meta.In and Meta.Out; empty if there is none.
 	InInterface, OutInterface string
+	// InLink and OutLink are numbers that stand for these names, for who only
+	// compares them; 0 if there is none.
+	InLink, OutLink uint32
 
 	// Related says that the packet is an ICMP error which passes unless the policy
 	// says otherwise: see the field icmp.related.

@@ -36,6 +36,7 @@ type daemon struct {
 	shadow     *policy.Shadow // compares compiled decisions with OPA's
 	generation uint64
 	links      *links.Table
+	followers  []*links.Follower // by queue
 	audit      *logsink.Log
 	auditRun   string                // id that its records carry
 	owners     *attribution.Resolver // nil: nobody looks for owners of sockets
@@ -150,6 +151,13 @@ func (d *daemon) open(ctx context.Context) error {
 			return err
 		}
 	}
+	for range d.Queues {
+		f, err := links.Follow(d.netns)
+		if err != nil {
+			return err
+		}
+		d.followers = append(d.followers, f)
+	}
 	if err := d.greetElder(); err != nil {
 		return err
 	}
@@ -157,7 +165,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	}
 	d.engine = engine.New(engine.Config{
-		Flows: d.Flows, Workers: len(d.Queues), InterfaceName: d.links.Name, Attributor: d.attributor(),
+		Flows: d.Flows, Workers: len(d.Queues), Links: d.nameLinks, Attributor: d.attributor(),
 		Now: func() int64 { return time.Now().UnixNano() },
 	})
 	if err := d.openAudit(); err != nil {
@@ -216,6 +224,9 @@ func (d *daemon) close() {
 	d.closeOwners()
 	if d.nflog != nil {
 		d.nflog.Close()
+	}
+	for _, f := range d.followers {
+		f.Close()
 	}
 	if d.links != nil {
 		d.links.Close()
@@ -309,8 +320,18 @@ func (d *daemon) judgeOn(ctx context.Context) error {
 	return err
 }
 
+// nameLinks gives the next worker what names interfaces for it.
+func (d *daemon) nameLinks() engine.Links { return d.followers[len(d.workers)] }
+
+// followLinks keeps the names of interfaces for everything but the packets, and
+// lists them for the workers if one has lost track.
 func (d *daemon) followLinks(ctx context.Context) error {
-	return d.links.Run(ctx, d.netns, d.engine.Refresh)
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return d.links.Run(ctx, d.netns, func() {}) })
+	for _, f := range d.followers {
+		tasks.Go(func() error { return f.Run(ctx.Done()) })
+	}
+	return tasks.Wait()
 }
 
 // followPolicy loads the policy again when its files change and when it is asked

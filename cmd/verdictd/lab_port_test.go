@@ -34,25 +34,35 @@ func bindAs(t *testing.T, ns *lab.Namespace, uid uintptr, at string) net.PacketC
 		var err error
 		return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }), err)
 	}}
-	become := func(real, effective uintptr) error {
-		if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, real, effective, 0); e != 0 { // this thread only
-			return e
-		}
-		return nil
-	}
 	var conn net.PacketConn
-	err := ns.Do(func() (err error) {
-		if err := become(uid, 0); err != nil {
-			return err
-		}
-		conn, err = share.ListenPacket(context.Background(), "udp4", at)
-		return errors.Join(err, become(0, 0))
-	})
+	err := errors.New("not called")
+	asUser(t, ns, uid, func() { conn, err = share.ListenPacket(context.Background(), "udp4", at) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// asUser calls do in the namespace, on a thread that belongs to the user.
+func asUser(t *testing.T, ns *lab.Namespace, uid uintptr, do func()) {
+	t.Helper()
+	become := func(uid uintptr) error {
+		if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, 0); e != 0 { // this thread only
+			return e
+		}
+		return nil
+	}
+	err := ns.Do(func() error {
+		if err := become(uid); err != nil {
+			return err
+		}
+		do()
+		return become(0)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // got returns the text of the next datagram, "" if none comes in time.
@@ -96,7 +106,7 @@ func TestLabPortTakenOver(t *testing.T) {
 	if text := got(t, thief, silence); text != "" {
 		t.Errorf("who took over the port got %q", text)
 	}
-	send(thief, from, "leak")
+	asUser(t, lan.Client, thiefUID, func() { send(thief, from, "leak") })
 	if text := got(t, outside, silence); text != "" {
 		t.Errorf("outside got %q from who took over the port", text)
 	}

@@ -86,7 +86,9 @@ func (f *replayFlags) run(cmd *cobra.Command, e env, captures []string) error {
 	snapshot.Policy, snapshot.Hash, snapshot.Generation = loaded, loaded.Hash(), 1
 
 	names := map[uint32]string{}
-	eng := engine.New(engine.Config{Flows: f.flows, InterfaceName: func(i uint32) string { return names[i] }})
+	eng := engine.New(engine.Config{Flows: f.flows, Links: func() engine.Links {
+		return engine.FixedLinks(func(i uint32) string { return names[i] })
+	}})
 	eng.Publish(snapshot)
 	options.Stdin = e.stdin
 	options.Color = e.colour()

@@ -92,7 +92,9 @@ func liveLog(t *testing.T, path string) (lines [][]byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eng := engine.New(engine.Config{InterfaceName: func(i uint32) string { return fmt.Sprintf("eth%d", i) }})
+	eng := engine.New(engine.Config{Links: func() engine.Links {
+		return engine.FixedLinks(func(i uint32) string { return fmt.Sprintf("eth%d", i) })
+	}})
 	eng.Publish(engine.Snapshot{Policy: loaded, Hash: loaded.Hash(), Generation: 1})
 	ring := logsink.NewRing(16)
 	worker, encoder := eng.NewWorker(ring), logsink.NewEncoder(logsink.EncoderConfig{})
