@@ -159,6 +159,7 @@ func TestPlainExample(t *testing.T) {
 		seen[got.Rule]++
 		// One list of ICMP types is two rules there; one reason is less exact.
 		got.Rule = strings.Replace(got.Rule, "ipv6-routers", "icmp", 1)
+		got.Rule = strings.TrimPrefix(got.Rule, "essential-") // there the policy gives the name
 		if got.Rule == "clear-text" && strings.HasSuffix(want.Reason, got.Reason) {
 			got.Reason = want.Reason
 		}
@@ -167,7 +168,7 @@ func TestPlainExample(t *testing.T) {
 			t.Fatalf("%+v, want %+v, for\n%+v", got, want, f.Packet)
 		}
 	}
-	if len(seen) != 8 {
+	if len(seen) != 9 {
 		t.Errorf("only these rules were met: %v", seen)
 	}
 }
