@@ -101,7 +101,7 @@ func newWorker(e *Engine, ring *logsink.Ring) *Worker {
 func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
 	w.decoder.Decode(m, data, &w.pkt)
 	if w.pkt.Cut && m.More {
-		return packet.Verdict{Again: true}
+		return packet.Verdict{Action: packet.Again}
 	}
 	w.counts.Packets++
 	w.out = Outcome{Packet: &w.pkt}

@@ -90,6 +90,6 @@ type Meta struct {
 	ChecksumPending bool
 
 	// More says that the packet can be had again with more of its bytes: all, or
-	// MaxHeaders. See Verdict.Again.
+	// MaxHeaders. See Again.
 	More bool
 }

@@ -13,6 +13,9 @@ const (
 	// Reject discards the packet and tells its sender: TCP RST, or ICMP
 	// administratively prohibited.
 	Reject
+	// Again is no end: it asks for the packet once more, with more of its bytes. Only
+	// where Meta.More says that there are more; nothing else of a Verdict counts then.
+	Again
 )
 
 // String returns "drop", "accept" or "reject", the spelling used in policies,
@@ -38,10 +41,6 @@ type Verdict struct {
 	// mark, for the ruleset there to carry Action out. It needs a ruleset that
 	// knows the mark; Action is what is counted.
 	Repeat bool
-
-	// Again asks for the packet once more, with more of its bytes; all else means
-	// nothing then. Only where Meta.More says that there are more.
-	Again bool
 }
 
 // A Handler judges packets.

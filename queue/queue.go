@@ -319,7 +319,7 @@ func (q *Queue) message(h packet.Handler, now int64) {
 	q.nextID = q.meta.ID + 1
 	q.meta.Time, q.meta.More = now, len(payload) < int(min(q.meta.Length, q.cfg.longCopy()))
 	v := h.Handle(&q.meta, payload)
-	if v.Again && q.meta.More {
+	if v.Action == packet.Again && q.meta.More {
 		q.again(now)
 		return
 	}

@@ -25,7 +25,7 @@ decision := {"verdict": "accept", "rule": "lan"} if input.interface.out == "eth0
 		t.Fatal(err)
 	}
 	defer sink.Close()
-	const times, stopped = 200, 10
+	const times, stopped = 60, 5
 	for i := range times + stopped {
 		if i >= times {
 			d.Signal(unix.SIGSTOP)
