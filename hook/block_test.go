@@ -52,7 +52,7 @@ func TestBlock(t *testing.T) {
 					t.Fatal(err)
 				}
 				state(hook.State{Installed: true, Blocked: true})
-				rules = install(t, net.Server, c)
+				install(t, net.Server, c)
 				// Whoever cleans up after a crash may have other settings.
 				left := c
 				left.Hooks, left.Bypass, left.Mask, left.Offload = []hook.Hook{hook.Output}, true, 0, false

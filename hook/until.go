@@ -15,14 +15,14 @@ import (
 func opened(t time.Time) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: metaTime, Register: 1},
-		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: timeLen, Size: timeLen},
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: uint32(timeLen), Size: uint32(timeLen)},
 		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: binary.BigEndian.AppendUint64(nil, uint64(t.UnixNano()))},
 	}
 }
 
 const (
 	metaTime expr.MetaKey = 30 // NFT_META_TIME_NS, which the library does not know
-	timeLen               = 8
+	timeLen  int          = 8
 )
 
 // timeText writes such a time as nft reads it, whatever the time zone: in seconds.

@@ -287,7 +287,7 @@ func (t *tracer) variable(at site, v ast.Var, steps []step, depth int, yield fun
 		}
 		for _, c := range t.calls[at.rule.Ref().GroundPrefix().String()] {
 			if i < len(c.expr.Operands()) {
-				t.walk(site{c.rule, c.expr}, c.expr.Operand(i), steps, depth, yield)
+				t.walk(site(c), c.expr.Operand(i), steps, depth, yield)
 			}
 		}
 	}

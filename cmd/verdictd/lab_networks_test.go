@@ -235,7 +235,7 @@ func TestLabAnswerKeepsRoute(t *testing.T) {
 	ip(t, lan.Server, "route add 10.99.8.0/24 via 10.99.7.1 metric 20")
 	answerByInterface(t, lan.Server, echoPort)
 	// Not final for a UDP socket: each answer goes to the queue, and comes from it.
-	policy := strings.Replace(acceptAll, `"rule": "open"}`, `"rule": "open"} if not input.uid == 77`, 1)
+	policy := strings.Replace(acceptAll, `"rule": "open"}`, "\"rule\": \"open\"} if input.uid != 77\ndecision := {\"verdict\": \"accept\", \"rule\": \"open\"} if not input.uid", 1)
 	d := startDaemon(t, lan.Server, policy, "--hook", "output,input")
 	wrong := capture(t, lan.Client, func(p []byte) bool { return isTo(p, "10.99.8.1") }) // comes by eth0
 	for range 5 {

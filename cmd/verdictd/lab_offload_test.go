@@ -229,7 +229,7 @@ decision := {"verdict": "reject", "rule": "no", "mark": 7}
 // nothing of verdictd's, and theirs survive.
 func TestLabForeignMarks(t *testing.T) {
 	setup(t)
-	const count = 50
+	const count = 200 // in 100 ms: the first verdict comes while others are sent
 	for _, family := range []string{"10.99.2.2", "fd99:2::2"} {
 		lan := labtest.Router(t)
 		d := startDaemon(t, lan.Router, acceptAll, "--hook", "forward")
@@ -240,7 +240,7 @@ func TestLabForeignMarks(t *testing.T) {
 		mangle("-A", "FORWARD", "-m", "mark", "--mark", "0x70007")
 		mangle("-A", "POSTROUTING", "-m", "mark", "--mark", "0x70007", "-m", "connmark", "--mark", "0x70007/0xffffff")
 		got := sink(t, lan.Server, sinkPort)
-		flood(t, lan.Client, lab.Flood{To: to(family, sinkPort), Count: count, Rate: 5000})
+		flood(t, lan.Client, lab.Flood{To: to(family, sinkPort), Count: count, Rate: 2000})
 		want(t, got, count)
 		for _, chain := range []string{"FORWARD", "POSTROUTING"} {
 			rules := append(labtest.Counters(t, lan.Router, "mangle", chain), labtest.Counters6(t, lan.Router, "mangle", chain)...)
