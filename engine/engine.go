@@ -3,6 +3,7 @@ package engine
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/verdictd/verdictd/logsink"
 	"github.com/verdictd/verdictd/rules"
@@ -26,6 +27,16 @@ type Config struct {
 	// that nobody can, as in a replay.
 	Attributor func() Attributor
 
+	// HoldFacts and HoldHash are how long a packet is held for facts about its owner
+	// that the policy reads and that are being looked up: all but the hash of the
+	// program, and that. 0 means DefaultHoldFacts and DefaultHoldHash,
+	// negative not at all. Packets are held only after Worker.Begin.
+	HoldFacts, HoldHash time.Duration
+
+	// AcceptUnhashed lets a policy accept although it read the hash of the program
+	// and that is not known yet. The zero value drops.
+	AcceptUnhashed bool
+
 	// Now is the clock that latencies are measured with, in Unix nanoseconds;
 	// nil leaves them out, as a replay must.
 	Now func() int64
@@ -40,6 +51,8 @@ type Engine struct {
 	peers   *peers        // nil with one worker
 	asked   questions
 	current atomic.Pointer[published]
+
+	factNames [1 << factBits]string
 
 	mu      sync.Mutex // serialises Publish and Refresh; guards workers
 	workers []*Worker
@@ -56,7 +69,13 @@ func New(cfg Config) *Engine {
 	if cfg.Flows == 0 {
 		cfg.Flows = 1 << 16
 	}
-	e := &Engine{cfg: cfg, fields: rules.Fields(), digest: sync.OnceValue(fieldsDigest)}
+	if cfg.HoldFacts == 0 {
+		cfg.HoldFacts = DefaultHoldFacts
+	}
+	if cfg.HoldHash == 0 {
+		cfg.HoldHash = DefaultHoldHash
+	}
+	e := &Engine{cfg: cfg, fields: rules.Fields(), factNames: factNames(), digest: sync.OnceValue(fieldsDigest)}
 	e.outside = newOutside(e.fields)
 	if cfg.Workers > 1 {
 		e.peers = newPeers()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
 )
 
 // flowKey is the identity of a flow, the same for both directions: the two
@@ -109,6 +110,8 @@ type entry struct {
 	offloaded   bool      // the kernel was told to let the flow pass by
 	reset       bool      // a connection that was let through, or had begun, before it was denied
 	hook        packet.Hook
+	pending     process.Facts // of the owner
+	held        bool          // packets of the flow are held
 }
 
 // Bits of entry.known.

@@ -17,7 +17,7 @@ func (w *Worker) evaluate() (*rules.Decision, error) {
 		w.counts.PolicyErrors++
 		w.said = rules.Decision{Action: w.failAction(), Log: true, Reads: w.said.Reads}
 	}
-	w.pending = w.hashMissing(&w.said.Reads)
+	w.lacking = w.lacks(&w.said.Reads)
 	w.out.Error = err
 	return &w.said, err
 }
@@ -39,7 +39,15 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 			e.known |= hasGID
 		}
 	}
+	known := w.inTable(e)
+	if w.waits(known) {
+		return packet.Verdict{Action: packet.Hold}
+	}
 	d, err := w.evaluate()
+	if w.hold(known, m) {
+		return packet.Verdict{Action: packet.Hold}
+	}
+	d = w.without(d)
 	if d.Action != packet.Accept && w.adopt(e, dir, m) && w.stillAccepted(e, &e.slot[1-dir], m) {
 		w.counts.Established++
 		return w.finish(nil, packet.Accept, ReasonEstablished)
@@ -126,7 +134,7 @@ func (w *Worker) stillAccepted(e *entry, s *slot, m *packet.Meta) bool {
 	if s.epoch == w.now.epoch && same {
 		return s.accept
 	}
-	reply, before, asked := w.pkt, *s, w.said
+	reply, before, asked, lacking := w.pkt, *s, w.said, w.lacking
 	mirror := *m
 	mirror.Hook = reverseHook(m.Hook)
 	mirror.In, mirror.Out = m.Out, m.In
@@ -135,6 +143,7 @@ func (w *Worker) stillAccepted(e *entry, s *slot, m *packet.Meta) bool {
 	reversePacket(&w.pkt)
 	w.facts.Meta = &mirror
 	d, err := w.evaluate()
+	d = w.without(d)
 	w.remember(s, d, err)
 	if err != nil {
 		w.explain(nil, d.Action, ReasonPolicyError)
@@ -142,7 +151,7 @@ func (w *Worker) stillAccepted(e *entry, s *slot, m *packet.Meta) bool {
 		w.explain(w.intern(d), d.Action, ReasonPolicy)
 	}
 	w.logAnswer(e, &before, s, &mirror)
-	w.pkt, w.facts.Meta, w.said = reply, m, asked
+	w.pkt, w.facts.Meta, w.said, w.lacking = reply, m, asked, lacking
 	w.nameLinks(m)
 	return s.accept
 }

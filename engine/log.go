@@ -95,6 +95,8 @@ func (w *Worker) complete(ev *logsink.Event) {
 		ev.Text = w.out.Error.Error()
 	case w.pkt.Status == packet.Malformed:
 		ev.Text = w.pkt.Reason
+	default:
+		ev.Text = w.engine.factNames[w.lacking]
 	}
 	if w.engine.cfg.Now != nil {
 		ev.LatencyNS = w.engine.cfg.Now() - ev.Time

@@ -33,9 +33,9 @@ type Marks struct {
 type outside struct {
 	tcp, udp, icmp, other rules.FieldSet
 	socket, owner         rules.FieldSet
-	holder                rules.FieldSet // both of them
-	hash                  int            // the field process.exe_sha256
-	related               int            // the field icmp.related
+	holder                rules.FieldSet           // both of them
+	facts                 [factBits]rules.FieldSet // by what has to be looked up, the bits of process.Facts
+	related               int                      // the field icmp.related
 }
 
 func newOutside(fields []rules.Field) (o outside) {
@@ -59,11 +59,13 @@ func newOutside(fields []rules.Field) (o outside) {
 			o.owner.Add(i)
 			o.holder.Add(i)
 		}
-		switch f.Path {
-		case rules.HashPath:
-			o.hash = i
-		case rules.RelatedPath:
+		if f.Path == rules.RelatedPath {
 			o.related = i
+		}
+		for bit := range o.facts {
+			if f.Facts>>bit&1 != 0 {
+				o.facts[bit].Add(i)
+			}
 		}
 	}
 	return o
@@ -88,7 +90,7 @@ func (o *outside) of(p *packet.Packet) *rules.FieldSet {
 // answers of its own.
 func (w *Worker) final(d *rules.Decision) bool {
 	return d.Action == packet.Accept && !d.SetMark && !isQuestion(&w.pkt) &&
-		!d.Reads.Intersects(*w.engine.outside.of(&w.pkt)) && w.ownerKnown(d.Reads) && !w.pending
+		!d.Reads.Intersects(*w.engine.outside.of(&w.pkt)) && w.ownerKnown(d.Reads) && w.lacking == 0
 }
 
 // ownerKnown returns whether what reads asks of the socket's owner is known, so

@@ -5,7 +5,6 @@ import (
 
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
-	"github.com/verdictd/verdictd/rules"
 )
 
 // An Attributor tells who owns the local socket of a packet: at OUTPUT and
@@ -13,10 +12,11 @@ import (
 // at FORWARD that of a local network namespace. Each worker has its own, which
 // is for the worker's goroutine.
 type Attributor interface {
-	// Owner returns the owner, never nil. m and p are lent. It is asked about
-	// the first packet of a flow, about packets that belong to none, and again
-	// when Changes says so. It may call the operating system, but not wait.
-	Owner(m *packet.Meta, p *packet.Packet) *process.Owner
+	// Owner returns the owner, never nil, and what of it is not known yet but will
+	// be: then Changes and Revision tell. m and p are lent. It is asked about the
+	// first packet of a flow, about packets that belong to none, and again when
+	// Changes says so. It waits for nothing that a process can slow.
+	Owner(m *packet.Meta, p *packet.Packet) (o *process.Owner, pending process.Facts)
 
 	// Changes returns a number that is another one whenever Owner may give
 	// another answer about the flow k than before; it is never 0. k is lent, in
@@ -24,9 +24,18 @@ type Attributor interface {
 	// packet, so it may only read memory.
 	Changes(k *packet.Key) uint32
 
+	// Revision returns a number that is another one once anything that was pending
+	// has become known. It only reads memory.
+	Revision() uint32
+
+	// Notify has wake called, from any goroutine, whenever Revision changes; wake
+	// does not wait. It is called once, before packets are judged.
+	Notify(wake func())
+
 	// WantHash asks for the SHA-256 of the owner's program, which a policy read
-	// and which is not known. It does not wait: Owner gives it when it is there.
-	WantHash(o *process.Owner)
+	// and which is pending, and returns false if it will not be known. It does not
+	// wait: Owner gives it when it is there.
+	WantHash(o *process.Owner, pending process.Facts) bool
 }
 
 // owners are the owners that flows of a worker refer to by number, so that a
@@ -120,22 +129,29 @@ func (w *Worker) attribute(e *entry, dir int, m *packet.Meta) {
 			e.settles = m.Time + settleTime
 		}
 		e.changes = now // read before Owner: what changes meanwhile is seen next time
-		w.replaceOwner(e, a.Owner(m, &w.pkt))
+		o, pending := a.Owner(m, &w.pkt)
+		if w.replaceOwner(e, o) {
+			e.pending = pending
+		}
 	}
-	w.facts.Owner = w.owners.get(e.owner)
+	w.facts.Owner, w.pending = w.owners.get(e.owner), e.pending
 }
 
 // replaceOwner takes the owner for that of the flow. A TCP connection keeps the
 // owner that it has if nobody is found now: the rest of a closed socket's packets
-// are sent by the kernel. Any other flow can be another socket's by now.
-func (w *Worker) replaceOwner(e *entry, o *process.Owner) {
+// are sent by the kernel. Any other flow can be another socket's by now. It returns
+// whether the owner is o.
+func (w *Worker) replaceOwner(e *entry, o *process.Owner) bool {
 	before := w.owners.get(e.owner)
 	rest := w.pkt.Protocol == packet.ProtoTCP && !w.begins()
-	if before == o || rest && before != nil && before.Process != nil && o.Process == nil || knownBetter(before, o) {
-		return
+	if before != o && (rest && before != nil && before.Process != nil && o.Process == nil || knownBetter(before, o)) {
+		return false
 	}
-	w.owners.give(e.owner)
-	e.owner = w.owners.take(o)
+	if before != o {
+		w.owners.give(e.owner)
+		e.owner = w.owners.take(o)
+	}
+	return true
 }
 
 // knownBetter returns whether o is the process that before names, found in a
@@ -176,17 +192,6 @@ func (w *Worker) begins() bool {
 // attributeSingle does the same for a packet that belongs to no flow.
 func (w *Worker) attributeSingle(m *packet.Meta) {
 	if a := w.attributor; a != nil {
-		w.facts.Owner = a.Owner(m, &w.pkt)
+		w.facts.Owner, w.pending = a.Owner(m, &w.pkt)
 	}
-}
-
-// hashMissing returns whether the decision depends on the hash of a program
-// that will be known later, and asks for it.
-func (w *Worker) hashMissing(reads *rules.FieldSet) bool {
-	o := w.facts.Owner
-	if !reads.Has(w.engine.outside.hash) || o == nil || o.Process == nil || o.Process.Exe.SHA256 != "" {
-		return false
-	}
-	w.attributor.WantHash(o)
-	return true
 }

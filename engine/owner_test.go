@@ -14,23 +14,32 @@ import (
 // registry is an Attributor that a test tells what to answer.
 type registry struct {
 	owner   *process.Owner
+	pending process.Facts
+	wake    func()
 	changes uint32
 	asked   int
 	keys    []packet.Key
 	hashes  []uint32 // pids that were asked for
 }
 
-func (r *registry) Owner(*packet.Meta, *packet.Packet) *process.Owner {
+func (r *registry) Owner(*packet.Meta, *packet.Packet) (*process.Owner, process.Facts) {
 	r.asked++
-	return r.owner
+	return r.owner, r.pending
 }
+
+func (r *registry) Revision() uint32 { return r.changes }
+
+func (r *registry) Notify(wake func()) { r.wake = wake }
 
 func (r *registry) Changes(k *packet.Key) uint32 {
 	r.keys = append(r.keys[:0], *k)
 	return r.changes
 }
 
-func (r *registry) WantHash(o *process.Owner) { r.hashes = append(r.hashes, o.Process.PID) }
+func (r *registry) WantHash(o *process.Owner, _ process.Facts) bool {
+	r.hashes = append(r.hashes, o.Process.PID)
+	return true
+}
 
 func (r *registry) attributor() engine.Attributor { return r }
 
@@ -279,7 +288,7 @@ func TestOwnerSettles(t *testing.T) {
 
 // A hash that is computed later lets through what waited for it.
 func TestHashComesLater(t *testing.T) {
-	r := &registry{owner: program(1, "/curl")}
+	r := &registry{owner: program(1, "/curl"), pending: process.FactHash}
 	policy := &byExe{t: t, exe: "/curl", hash: true}
 	b := ownedBench(t, r, policy)
 	b.want(packet.Output, tcp(client, server, "S"), packet.Drop, engine.ReasonPolicy)
@@ -289,6 +298,7 @@ func TestHashComesLater(t *testing.T) {
 	}
 	known := program(2, "/curl")
 	known.Process.Exe.SHA256 = "good"
+	r.pending = 0
 	r.becomes(known)
 	b.want(packet.Output, tcp(client, server, "S"), packet.Accept, engine.ReasonPolicy)
 }
@@ -304,19 +314,24 @@ func TestFinalOwners(t *testing.T) {
 		hash  bool
 		p     pkt
 		final bool
+
+		pending process.Facts
+		action  packet.Action
 	}{
-		"tcp":               {program(1, "/curl"), false, tcp(client, server, "S"), true},
-		"udp":               {program(1, "/curl"), false, udp(client, server), false},
-		"tcp, hash known":   {known, true, tcp(client, server, "S"), true},
-		"tcp, hash missing": {program(1, "/curl"), true, tcp(client, server, "S"), false},
-		"unknown":           {&process.Owner{ID: 1}, false, tcp(client, server, "S"), false},
+		"tcp":               {program(1, "/curl"), false, tcp(client, server, "S"), true, process.FactHash, packet.Accept},
+		"tcp, path missing": {program(1, "/curl"), false, tcp(client, server, "S"), false, process.FactPath, packet.Accept},
+		"udp":               {program(1, "/curl"), false, udp(client, server), false, 0, packet.Accept},
+		"tcp, hash known":   {known, true, tcp(client, server, "S"), true, 0, packet.Accept},
+		"tcp, hash missing": {program(1, "/curl"), true, tcp(client, server, "S"), false, process.FactHash, packet.Drop},
+		"tcp, no hash":      {program(1, "/curl"), true, tcp(client, server, "S"), true, 0, packet.Accept},
+		"unknown":           {&process.Owner{ID: 1}, false, tcp(client, server, "S"), false, 0, packet.Accept},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := ownedBench(t, &registry{owner: tt.owner}, &anyExe{byExe{t: t, hash: tt.hash}})
+			b := ownedBench(t, &registry{owner: tt.owner, pending: tt.pending}, &anyExe{byExe{t: t, hash: tt.hash}})
 			b.engine.Publish(engine.Snapshot{Policy: &anyExe{byExe{t: t, hash: tt.hash}}, Generation: 2, Marks: marks})
 			v := b.verdict(packet.Meta{Hook: packet.Output}, tt.p)
-			if v.Action != packet.Accept || v.Repeat != tt.final {
-				t.Errorf("got %+v, want accept, final %v", v, tt.final)
+			if v.Action != tt.action || v.Repeat != tt.final {
+				t.Errorf("got %+v, want %v, final %v", v, tt.action, tt.final)
 			}
 		})
 	}

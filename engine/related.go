@@ -21,12 +21,13 @@ func (w *Worker) handleError(m *packet.Meta) packet.Verdict {
 	}
 	w.facts.Related = true
 	if e != nil {
-		w.facts.Owner = w.owners.get(e.owner)
+		w.facts.Owner, w.pending = w.owners.get(e.owner), e.pending
 		w.out.Flow = e.id
 		e.packets[1-dir]++
 		e.bytes[1-dir] += uint64(w.pkt.TotalLength)
 	}
 	if d, err := w.evaluate(); err != nil || d.Reads.Has(w.engine.outside.related) {
+		d = w.without(d)
 		v := w.conclude(d, d.Action, err)
 		w.logPacket(m)
 		return v

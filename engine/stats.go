@@ -15,6 +15,9 @@ type Stats struct {
 	PolicyErrors uint64 // evaluations that ended in an error
 	Malformed    uint64
 
+	Held    uint64 // packets that waited for a fact about their owner
+	Lacking uint64 // decisions without a fact that was not known in time
+
 	Offloaded uint64 // packets sent round with the mark that lets the rest of their flow pass by
 	Returned  uint64 // packets that came back with their mark: no rule knew it
 	Remarked  uint64 // packets of flows that the kernel was told to let pass by, and does not: somebody else overwrites connection marks
@@ -38,6 +41,8 @@ func (s *Stats) add(t *Stats) {
 	s.Evaluated += t.Evaluated
 	s.PolicyErrors += t.PolicyErrors
 	s.Malformed += t.Malformed
+	s.Held += t.Held
+	s.Lacking += t.Lacking
 	s.Offloaded += t.Offloaded
 	s.Returned += t.Returned
 	s.Remarked += t.Remarked

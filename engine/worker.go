@@ -7,6 +7,7 @@ import (
 
 	"github.com/verdictd/verdictd/logsink"
 	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/rules"
 )
 
@@ -43,12 +44,15 @@ type Worker struct {
 
 	pkt      packet.Packet
 	facts    rules.Facts
-	value    rules.Value // scratch
-	bits     uint32      // the ruleset's value in the packet's mark, 0 if none
-	settled  bool        // the packet is accepted by a final decision
-	markFree bool        // the packet's mark has room for the ruleset's values
-	local    packet.Key  // in the direction in which the local socket sends; scratch
-	pending  bool        // the evaluation read a hash that will be known later
+	value    rules.Value   // scratch
+	bits     uint32        // the ruleset's value in the packet's mark, 0 if none
+	settled  bool          // the packet is accepted by a final decision
+	markFree bool          // the packet's mark has room for the ruleset's values
+	local    packet.Key    // in the direction in which the local socket sends; scratch
+	data     []byte        // of the packet at hand
+	mark     uint32        // of it, as it came
+	pending  process.Facts // of the owner, not known yet
+	lacking  process.Facts // of them, what the evaluation read
 	out      Outcome
 	said     rules.Decision // what the policy said last
 
@@ -57,6 +61,7 @@ type Worker struct {
 	batch        int64      // time of the packets that links are up to date for
 	attributor   Attributor // nil: nobody can tell who owns a socket
 	owners       owners
+	held         holding
 	spare        entry // of the latest flow that had no room
 	nextFlow     uint64
 	lastFlow     atomic.Uint64 // nextFlow, when stats were published
@@ -99,27 +104,50 @@ func newWorker(e *Engine, ring *logsink.Ring) *Worker {
 // Handle judges one packet. It implements packet.Handler: m and data are lent
 // until it returns.
 func (w *Worker) Handle(m *packet.Meta, data []byte) packet.Verdict {
-	w.decoder.Decode(m, data, &w.pkt)
+	v := w.judgePacket(m, data)
+	if v.Action < packet.Again {
+		w.counts.Packets++
+	}
+	return v
+}
+
+// judgePacket judges a packet, or holds it.
+func (w *Worker) judgePacket(m *packet.Meta, data []byte) packet.Verdict {
+	known := w.take(m, data)
 	if w.pkt.Cut && m.More {
 		return packet.Verdict{Action: packet.Again}
 	}
-	w.counts.Packets++
-	w.out = Outcome{Packet: &w.pkt}
-	if w.now = w.engine.current.Load(); w.now == nil {
+	if !known {
 		return w.finish(nil, packet.Drop, ReasonNoPolicy)
+	}
+	v := w.handle(m)
+	if v.Action == packet.Hold {
+		return v
+	}
+	if v.Action == packet.Accept {
+		w.engine.asked.note(m, &w.pkt)
+	}
+	return w.giveMark(v, m)
+}
+
+// take makes a packet the one at hand. It returns false if nothing says how to judge
+// it.
+func (w *Worker) take(m *packet.Meta, data []byte) bool {
+	w.out = Outcome{Packet: &w.pkt}
+	w.data, w.pending, w.lacking = data, 0, 0
+	w.decoder.Decode(m, data, &w.pkt)
+	if w.now = w.engine.current.Load(); w.now == nil {
+		return false
 	}
 	if w.known.epoch != w.now.epoch {
 		w.older, w.known = w.known, newKnown(w.now.epoch)
 	}
 	w.updateLinks(m)
 	w.facts.Meta, w.facts.Owner, w.facts.Related = m, nil, false
+	w.mark = m.Mark
 	w.takeMark(m)
 	w.facts.AnswersMulticast = w.engine.asked.answered(m, &w.pkt)
-	v := w.handle(m)
-	if v.Action == packet.Accept {
-		w.engine.asked.note(m, &w.pkt)
-	}
-	return w.giveMark(v, m)
+	return true
 }
 
 // handle judges the decoded packet.
@@ -222,7 +250,14 @@ func hasFlow(p *packet.Packet) bool {
 // handleSingle judges a packet that belongs to no flow.
 func (w *Worker) handleSingle(m *packet.Meta) packet.Verdict {
 	w.attributeSingle(m)
+	if w.waits(nil) {
+		return packet.Verdict{Action: packet.Hold}
+	}
 	d, err := w.evaluate()
+	if w.hold(nil, m) {
+		return packet.Verdict{Action: packet.Hold}
+	}
+	d = w.without(d)
 	v := w.conclude(d, d.Action, err)
 	w.logPacket(m)
 	return v
@@ -241,8 +276,11 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 	if e.expired(m.Time) || w.reopened(e) {
 		w.restart(e, dir, m)
 	}
+	if e.held {
+		return w.behind(e, m)
+	}
 	w.attribute(e, dir, m)
-	e.count(m.Time, &w.pkt, dir)
+	w.count(e, m, dir)
 	w.out.Flow = e.id
 	e.reset = e.reset || e.accepted()
 	own, other := &e.slot[dir], &e.slot[1-dir]
@@ -252,6 +290,21 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 		return w.repeat(e, own, m)
 	}
 	return w.judgeFlow(e, dir, m)
+}
+
+// count notes the packet at hand, once.
+func (w *Worker) count(e *entry, m *packet.Meta, dir int) {
+	if p := w.held.again; p == nil || !p.counted {
+		e.count(m.Time, &w.pkt, dir)
+	}
+}
+
+// inTable returns e, nil if it is not in the flow table.
+func (w *Worker) inTable(e *entry) *entry {
+	if e == &w.spare {
+		return nil
+	}
+	return e
 }
 
 // judgeFlow judges a packet of flow e, of direction dir, that its own direction
@@ -370,7 +423,7 @@ func (w *Worker) firstPacket(m *packet.Meta, key *flowKey, dir int) packet.Verdi
 	}
 	w.begin(e, dir, m)
 	w.attribute(e, dir, m)
-	e.count(m.Time, &w.pkt, dir)
+	w.count(e, m, dir)
 	w.out.Flow = e.id
 	return w.judgeFlow(e, dir, m)
 }

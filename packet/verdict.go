@@ -16,16 +16,21 @@ const (
 	// Again is no end: it asks for the packet once more, with more of its bytes. Only
 	// where Meta.More says that there are more; nothing else of a Verdict counts then.
 	Again
+	// Hold is no verdict yet: it is told later, by the packet's id. Only a Handler
+	// that was given a way to do so holds packets.
+	Hold
 )
 
-// String returns "drop", "accept" or "reject", the spelling used in policies,
-// audit records and reports.
+// String returns "drop", "accept", "reject" or "hold". The first three are the
+// spelling used in policies, audit records and reports.
 func (a Action) String() string {
 	switch a {
 	case Accept:
 		return "accept"
 	case Reject:
 		return "reject"
+	case Hold:
+		return "hold"
 	default:
 		return "drop"
 	}

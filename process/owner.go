@@ -108,6 +108,8 @@ type Exe struct {
 
 	Deleted bool   `json:"deleted"`          // Path does not lead to the file any more: it was deleted or replaced
 	SHA256  string `json:"sha256,omitempty"` // of the file that runs, in hex; empty if it is not known (yet)
+	// NoSHA256 says why there never will be one: too large, unreadable.
+	NoSHA256 string `json:"no_sha256,omitempty"`
 }
 
 // Parent is one of the processes that another descends from.

@@ -34,6 +34,18 @@ type Ticker interface {
 	Tick(now int64)
 }
 
+// A Holder is a Handler that may put packets aside (packet.Hold) and judge them
+// later, in any order. Run calls Begin first: answer takes the verdict of such a
+// packet, while Run is in one of the Holder's methods; wake, from any goroutine,
+// makes Run call Settle soon. Settle is called after each batch, and at the time
+// that it returned, in Unix nanoseconds: 0 says that nothing is held. With all it
+// must leave nothing: Run ends.
+type Holder interface {
+	packet.Handler
+	Begin(answer func(m *packet.Meta, v packet.Verdict), wake func())
+	Settle(now int64, all bool) (next int64)
+}
+
 // Queue is a bound kernel queue. Run is for one goroutine; Stats, RecvBuffer,
 // SyscallConn and Close may be called from others.
 type Queue struct {
@@ -57,7 +69,9 @@ type Queue struct {
 	// Reused from packet to packet.
 	msg    nfnl.Message
 	meta   packet.Meta
-	sent   [packet.Reject + 1]uint64 // verdicts in out, by packet.Action
+	settle func(now int64, all bool) (next int64) // of a Holder
+	until  time.Time                              // deadline of reading
+	sent   [packet.Reject + 1]uint64              // verdicts in out, by packet.Action
 	config nfnl.Writer
 	asked  uint64 // verdicts in out that ask for a packet again
 }
@@ -141,6 +155,10 @@ func (q *Queue) Close() error { return q.conn.Close() }
 // counted in Stats and never end Run. It returns nil when ctx was done, or the
 // error that makes the socket useless.
 func (q *Queue) Run(ctx context.Context, h packet.Handler) error {
+	if holder, ok := h.(Holder); ok && q.settle == nil {
+		q.settle = holder.Settle
+		holder.Begin(q.later, q.wake)
+	}
 	err := q.serve(ctx, h)
 	switch {
 	case err != nil:
@@ -159,7 +177,8 @@ func (q *Queue) Run(ctx context.Context, h packet.Handler) error {
 // a second for Tick, and at once when ctx is done. It is set again only when it
 // has passed, so a packet costs no timer.
 func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
-	if err := q.conn.SetReadDeadline(time.Now().Add(q.patience())); err != nil {
+	q.until = time.Now().Add(q.patience())
+	if err := q.conn.SetReadDeadline(q.until); err != nil {
 		return err
 	}
 	woken := make(chan struct{})
@@ -178,7 +197,8 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 		now := time.Now()
 		late := errors.Is(err, os.ErrDeadlineExceeded)
 		if late {
-			err = q.conn.SetReadDeadline(now.Add(idle)) // before ctx is looked at again
+			q.until = now.Add(idle)
+			err = q.conn.SetReadDeadline(q.until) // before ctx, or what is held, is looked at again
 		}
 		if err == nil && late && q.recovering { // a packet may have come while we were not running
 			err = q.conn.TryRecv()
@@ -194,6 +214,9 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 		}
 		if q.long != 0 && now.UnixNano() > q.long {
 			q.shorten()
+		}
+		if err := q.settleInTime(now.UnixNano()); err != nil {
+			return err
 		}
 		if ticker != nil {
 			ticker.Tick(now.UnixNano())
@@ -214,6 +237,45 @@ func (q *Queue) busy(n int) {
 		q.count.saturated.Add(1)
 	}
 	q.count.backlog.Store(0)
+}
+
+// later takes the verdict of a packet that was held.
+func (q *Queue) later(m *packet.Meta, v packet.Verdict) {
+	q.verdict(m, v)
+	if q.out.Len() == batch {
+		q.flush()
+	}
+}
+
+// wake makes serve look at what is held.
+func (q *Queue) wake() {
+	_ = q.conn.SetReadDeadline(time.Unix(0, 0)) // fails only if the socket is closed, which wakes too
+}
+
+// settleHeld lets the Holder judge what it holds, and returns when it must be asked
+// again.
+func (q *Queue) settleHeld(now int64, all bool) (next int64) {
+	if q.settle == nil {
+		return 0
+	}
+	next = q.settle(now, all)
+	q.flush()
+	return next
+}
+
+// settleInTime does so and sees to it that serve wakes up in time. A wake that came
+// before the deadline was set is made up for by asking once more.
+func (q *Queue) settleInTime(now int64) error {
+	for {
+		next := q.settleHeld(now, false)
+		if next == 0 || next >= q.until.UnixNano() {
+			return nil
+		}
+		q.until = time.Unix(0, next)
+		if err := q.conn.SetReadDeadline(q.until); err != nil {
+			return err
+		}
+	}
 }
 
 // receive reads a batch; it waits for one until the read deadline. With spin it
@@ -250,11 +312,14 @@ func (q *Queue) finish(h packet.Handler) error {
 		return err
 	}
 	q.answer(h, time.Now().UnixNano())
+	q.settleHeld(time.Now().UnixNano(), true)
 	return nil
 }
 
-// drain answers what is still queued. All that was read is answered already.
+// drain answers what is still queued. All that was read is answered already, or
+// held.
 func (q *Queue) drain(h packet.Handler) error {
+	defer func() { q.settleHeld(time.Now().UnixNano(), true) }()
 	for end := time.Now().Add(q.cfg.Drain); time.Now().Before(end); {
 		if err := q.conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
 			return err
@@ -319,14 +384,20 @@ func (q *Queue) message(h packet.Handler, now int64) {
 	q.nextID = q.meta.ID + 1
 	q.meta.Time, q.meta.More = now, len(payload) < int(min(q.meta.Length, q.cfg.longCopy()))
 	v := h.Handle(&q.meta, payload)
-	if v.Action == packet.Again && q.meta.More {
+	switch {
+	case v.Action == packet.Again && q.meta.More:
 		q.again(now)
-		return
+	case v.Action != packet.Hold || q.settle == nil:
+		q.verdict(&q.meta, v)
 	}
+}
+
+// verdict appends a verdict to those that flush sends.
+func (q *Queue) verdict(m *packet.Meta, v packet.Verdict) {
 	if v.Action > packet.Reject {
 		v.Action = packet.Drop
 	}
-	appendVerdict(&q.out, q.cfg.Num, &q.meta, v)
+	appendVerdict(&q.out, q.cfg.Num, m, v)
 	q.sent[v.Action]++
 }
 

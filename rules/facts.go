@@ -107,6 +107,9 @@ type Field struct {
 	Enum []string // for String: every value it can take; nil if open
 	Max  int64    // for Int: greatest value; the least is 0
 
+	// Facts are what must have been looked up of the owner for the field to be known.
+	Facts process.Facts
+
 	// Index, for a String whose values are names of numbered things, gives the
 	// number, 0 if the packet has none; nil for other fields. It spares those
 	// who only compare values the text.

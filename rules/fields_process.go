@@ -27,35 +27,35 @@ func processFields() []Field {
 		return known(func(p *process.Process, v *Value) bool { return get(&p.Exe, v) })
 	}
 	return []Field{
-		{Path: "process.source", Kind: String, Scope: PerOwner, Enum: process.Sources(),
+		{Path: "process.source", Facts: process.FactOwner, Kind: String, Scope: PerOwner, Enum: process.Sources(),
 			Doc: "How the process was found: bpf-flow (recorded with the packet, before it was queued), bpf-cookie (recorded when its socket was used), looked-up (recorded when its socket was used, but what it runs was looked up, and it can choose that: it is older than the recording), diag (the socket is open in that process now, which need not be the one that uses it), uid-only (no process is known, but input.uid), kernel (no process sent the packet), unknown.",
 			Get: owner(func(o *process.Owner, v *Value) bool { v.Str = o.Source.String(); return true })},
-		{Path: "process.pid", Kind: Int, Scope: PerOwner, Max: math.MaxInt32, Doc: "Process id, in the initial pid namespace.",
+		{Path: "process.pid", Facts: process.FactOwner, Kind: Int, Scope: PerOwner, Max: math.MaxInt32, Doc: "Process id, in the initial pid namespace.",
 			Get: known(func(p *process.Process, v *Value) bool { return p.PID > 0 && num(v, p.PID) })},
-		{Path: "process.start", Kind: Int, Scope: PerOwner, Max: 1<<53 - 1, Doc: "When the process came into being, in seconds since 1970-01-01 UTC.",
+		{Path: "process.start", Facts: process.FactOwner, Kind: Int, Scope: PerOwner, Max: 1<<53 - 1, Doc: "When the process came into being, in seconds since 1970-01-01 UTC.",
 			Get: known(func(p *process.Process, v *Value) bool {
 				return p.Start > 0 && num(v, p.Start/int64(time.Second))
 			})},
-		{Path: "process.comm", Kind: String, Scope: PerOwner, Doc: "Name that the process gives itself, at most 15 bytes: proof of nothing.",
+		{Path: "process.comm", Facts: process.FactOwner, Kind: String, Scope: PerOwner, Doc: "Name that the process gives itself, at most 15 bytes: proof of nothing.",
 			Get: known(func(p *process.Process, v *Value) bool { return str(v, p.Comm) })},
-		{Path: "process.cmdline", Kind: String, Scope: PerOwner, Doc: "Arguments of the program, separated by blanks, at most 4096 bytes: the process can change them.",
+		{Path: "process.cmdline", Facts: process.FactOwner | process.FactArgs, Kind: String, Scope: PerOwner, Doc: "Arguments of the program, separated by blanks, at most 4096 bytes: the process can change them.",
 			Get: known(func(p *process.Process, v *Value) bool { return str(v, p.Cmdline) })},
-		{Path: "process.tty", Kind: String, Scope: PerOwner, Doc: "Controlling terminal, such as pts/3.",
+		{Path: "process.tty", Facts: process.FactOwner, Kind: String, Scope: PerOwner, Doc: "Controlling terminal, such as pts/3.",
 			Get: known(func(p *process.Process, v *Value) bool { return str(v, p.TTY) })},
-		{Path: "process.exe", Kind: String, Scope: PerOwner,
+		{Path: "process.exe", Facts: process.FactOwner | process.FactPath, Kind: String, Scope: PerOwner,
 			Doc: "Path of the program in the file system of the host, as process 1 sees it. Absent if no such path leads to the file that runs: that of a container's program is in process.exe_inside.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return str(v, e.Path) })},
-		{Path: "process.exe_inside", Kind: String, Scope: PerOwner,
+		{Path: "process.exe_inside", Facts: process.FactOwner | process.FactPath, Kind: String, Scope: PerOwner,
 			Doc: "Path of the program as its own mount namespace has it. Programs can choose it: test the container too.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return str(v, e.Inside) })},
-		{Path: HashPath, Kind: String, Scope: PerOwner,
+		{Path: HashPath, Facts: process.FactOwner | process.FactHash, Kind: String, Scope: PerOwner,
 			Doc: "SHA-256 of the program's file, in hex. It is computed beside the packets, once for each file, so the first packet of a program that was never seen before may lack it.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return str(v, e.SHA256) })},
-		{Path: "process.exe_inode", Kind: Int, Scope: PerOwner, Max: math.MaxInt64, Doc: "Inode of the program's file.",
+		{Path: "process.exe_inode", Facts: process.FactOwner | process.FactFile, Kind: Int, Scope: PerOwner, Max: math.MaxInt64, Doc: "Inode of the program's file.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return e.Inode != 0 && wide(v, e.Inode) })},
-		{Path: "process.exe_device", Kind: Int, Scope: PerOwner, Max: math.MaxInt64, Doc: "Device of that inode, as stat(2) numbers it.",
+		{Path: "process.exe_device", Facts: process.FactOwner | process.FactFile, Kind: Int, Scope: PerOwner, Max: math.MaxInt64, Doc: "Device of that inode, as stat(2) numbers it.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return e.Inode != 0 && wide(v, e.Device) })},
-		{Path: "process.exe_deleted", Kind: Bool, Scope: PerOwner, Doc: "The program's file had been deleted or replaced when its first packet was seen.",
+		{Path: "process.exe_deleted", Facts: process.FactOwner | process.FactPath | process.FactFile, Kind: Bool, Scope: PerOwner, Doc: "The program's file had been deleted or replaced when its first packet was seen.",
 			Get: exe(func(e *process.Exe, v *Value) bool { return (e.Path != "" || e.Inside != "") && flag(v, e.Deleted) })},
 		{Path: "process.uid", Kind: Int, Scope: PerOwner, Max: 1<<32 - 1, Doc: "User id by which the process used the socket.",
 			Get: owner(func(o *process.Owner, v *Value) bool { return o.HasUID && num(v, o.UID) })},
@@ -72,19 +72,19 @@ func cgroupFields() []Field {
 		return func(f *Facts, v *Value) bool { return f.Owner != nil && str(v, get(&f.Owner.Cgroup)) }
 	}
 	return []Field{
-		{Path: "process.cgroup", Kind: String, Scope: PerOwner, Doc: "Path of the control group (version 2), such as /system.slice/ssh.service.",
+		{Path: "process.cgroup", Facts: process.FactOwner | process.FactCgroup, Kind: String, Scope: PerOwner, Doc: "Path of the control group (version 2), such as /system.slice/ssh.service.",
 			Get: group(func(c *process.Cgroup) string { return c.Path })},
-		{Path: "process.unit", Kind: String, Scope: PerOwner, Doc: "systemd unit of the system, such as ssh.service or session-3.scope; user@1000.service for all units of that user.",
+		{Path: "process.unit", Facts: process.FactOwner | process.FactCgroup, Kind: String, Scope: PerOwner, Doc: "systemd unit of the system, such as ssh.service or session-3.scope; user@1000.service for all units of that user.",
 			Get: group(func(c *process.Cgroup) string { return c.Unit })},
-		{Path: "process.user_unit", Kind: String, Scope: PerOwner, Doc: "systemd unit of the user's own manager. The user can name it as he likes: test process.uid or process.unit too.",
+		{Path: "process.user_unit", Facts: process.FactOwner | process.FactCgroup, Kind: String, Scope: PerOwner, Doc: "systemd unit of the user's own manager. The user can name it as he likes: test process.uid or process.unit too.",
 			Get: group(func(c *process.Cgroup) string { return c.UserUnit })},
-		{Path: "process.slice", Kind: String, Scope: PerOwner, Doc: "Innermost systemd slice that the unit is in, such as system.slice.",
+		{Path: "process.slice", Facts: process.FactOwner | process.FactCgroup, Kind: String, Scope: PerOwner, Doc: "Innermost systemd slice that the unit is in, such as system.slice.",
 			Get: group(func(c *process.Cgroup) string { return c.Slice })},
-		{Path: "process.container.id", Kind: String, Scope: PerOwner, Doc: "Container that the process runs in: its full id, or its name for nspawn and lxc. Users can make groups of any name below their own: test process.unit too.",
+		{Path: "process.container.id", Facts: process.FactOwner | process.FactCgroup, Kind: String, Scope: PerOwner, Doc: "Container that the process runs in: its full id, or its name for nspawn and lxc. Users can make groups of any name below their own: test process.unit too.",
 			Get: group(func(c *process.Cgroup) string { return c.ContainerID })},
-		{Path: "process.container.runtime", Kind: String, Scope: PerOwner, Doc: "What runs that container: docker, podman, containerd, crio, ...",
+		{Path: "process.container.runtime", Facts: process.FactOwner | process.FactCgroup, Kind: String, Scope: PerOwner, Doc: "What runs that container: docker, podman, containerd, crio, ...",
 			Get: group(func(c *process.Cgroup) string { return c.Runtime })},
-		{Path: "process.container.pod", Kind: String, Scope: PerOwner, Doc: "Uid of the Kubernetes pod.",
+		{Path: "process.container.pod", Facts: process.FactOwner | process.FactCgroup, Kind: String, Scope: PerOwner, Doc: "Uid of the Kubernetes pod.",
 			Get: group(func(c *process.Cgroup) string { return c.PodUID })},
 	}
 }
@@ -93,6 +93,7 @@ func cgroupFields() []Field {
 // process.parents is an object, of which `some p in input.process.parents` gives
 // one after the other.
 func parentFields() []Field {
+	const parents = process.FactOwner | process.FactParents
 	var fields []Field
 	for i := range process.MaxParents {
 		parent := func(get func(p *process.Parent, v *Value) bool) func(f *Facts, v *Value) bool {
@@ -102,11 +103,11 @@ func parentFields() []Field {
 		}
 		path, which := fmt.Sprintf("process.parents.%d.", i+1), fmt.Sprintf("ancestor %d, where 1 is the parent", i+1)
 		fields = append(fields,
-			Field{Path: path + "pid", Kind: Int, Scope: PerOwner, Max: math.MaxInt32, Doc: "Process id of " + which + ".",
+			Field{Path: path + "pid", Facts: parents, Kind: Int, Scope: PerOwner, Max: math.MaxInt32, Doc: "Process id of " + which + ".",
 				Get: parent(func(p *process.Parent, v *Value) bool { return p.PID > 0 && num(v, p.PID) })},
-			Field{Path: path + "exe", Kind: String, Scope: PerOwner, Doc: "Path of the program of " + which + ".",
+			Field{Path: path + "exe", Facts: parents, Kind: String, Scope: PerOwner, Doc: "Path of the program of " + which + ".",
 				Get: parent(func(p *process.Parent, v *Value) bool { return str(v, p.Exe) })},
-			Field{Path: path + "comm", Kind: String, Scope: PerOwner, Doc: "Name of " + which + ".",
+			Field{Path: path + "comm", Facts: parents, Kind: String, Scope: PerOwner, Doc: "Name of " + which + ".",
 				Get: parent(func(p *process.Parent, v *Value) bool { return str(v, p.Comm) })},
 		)
 	}

@@ -21,7 +21,6 @@ type Attributor struct {
 	key    packet.Key
 
 	caches
-	lookout lookout
 }
 
 // New returns an Attributor. If sock_diag cannot be asked it does without, and
@@ -34,6 +33,7 @@ func (r *Resolver) New() *Attributor {
 
 // Close frees the Attributor's socket.
 func (a *Attributor) Close() error {
+	a.r.waiting.Delete(a)
 	if a.diag == nil {
 		return nil
 	}
@@ -49,14 +49,24 @@ func (a *Attributor) Changes(k *packet.Key) uint32 {
 	return max(n+1, 1)
 }
 
-// Owner returns who owns the local socket of a packet.
-func (a *Attributor) Owner(m *packet.Meta, p *packet.Packet) *process.Owner {
-	o := a.find(m, p)
+// Revision returns a number that is another one once more is known.
+func (a *Attributor) Revision() uint32 { return a.r.revision.Load() }
+
+// Notify has wake called whenever Revision changes, until Close.
+func (a *Attributor) Notify(wake func()) { a.r.waiting.Store(a, wake) }
+
+// Owner returns who owns the local socket of a packet, and what of that is not known
+// yet but will be: then Changes tells.
+//
+// It asks the kernel's records and sock_diag, and nobody else: what a process can
+// slow is looked up beside, by a pool.
+func (a *Attributor) Owner(m *packet.Meta, p *packet.Packet) (*process.Owner, process.Facts) {
+	o, pending := a.find(m, p)
 	a.r.counts.sources[o.Source].Add(1)
-	return o
+	return o, pending
 }
 
-func (a *Attributor) find(m *packet.Meta, p *packet.Packet) *process.Owner {
+func (a *Attributor) find(m *packet.Meta, p *packet.Packet) (*process.Owner, process.Facts) {
 	if p.Status != packet.OK {
 		return a.byUID(m) // a fragment: its ports are in another packet
 	}
@@ -68,8 +78,8 @@ func (a *Attributor) find(m *packet.Meta, p *packet.Packet) *process.Owner {
 		}
 		return a.sender(m, p)
 	case packet.Input, packet.Prerouting:
-		if o := a.bySocket(true, m); o != nil {
-			return o
+		if o, pending := a.bySocket(true, m); o != nil {
+			return o, pending
 		}
 		return a.byUID(m)
 	}
@@ -78,36 +88,36 @@ func (a *Attributor) find(m *packet.Meta, p *packet.Packet) *process.Owner {
 
 // forwarded returns who of another network namespace of this host sent a packet. Only
 // a record can tell, of a packet that came in by the same interface.
-func (a *Attributor) forwarded(m *packet.Meta) *process.Owner {
-	if o, ok := a.recordedFlow(m.In); ok && o != nil {
-		return o
+func (a *Attributor) forwarded(m *packet.Meta) (*process.Owner, process.Facts) {
+	if o, pending, ok := a.recordedFlow(m.In); ok && o != nil {
+		return o, pending
 	}
-	return a.r.nobody
+	return a.r.nobody, 0
 }
 
 // sender returns who sends a packet.
-func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) *process.Owner {
-	o, ok := a.recordedFlow(0)
+func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) (*process.Owner, process.Facts) {
+	o, pending, ok := a.recordedFlow(0)
 	switch {
 	case o != nil:
-		return o
+		return o, pending
 	case ok && a.flow.Ambiguous: // the socket that is there now need not be the sender's
 		return a.byUID(m)
 	}
 	if !ok || a.flow.Cookie != 0 {
-		if o := a.bySocket(false, m); o != nil {
-			return o
+		if o, pending := a.bySocket(false, m); o != nil {
+			return o, pending
 		}
 	}
 	if !ok {
-		if o := a.byPing(m, p); o != nil {
-			return o
+		if o, pending := a.byPing(m, p); o != nil {
+			return o, pending
 		}
 	}
 	// The kernel names the user of every socket that a process has open: without
 	// one, the packet is the kernel's own, or the rest of a closed connection's.
 	if !m.HasUID && (ok && a.flow.Cookie == 0 || p.Protocol != packet.ProtoTCP || p.TCPFlags&packet.RST != 0) {
-		return a.r.kernel
+		return a.r.kernel, 0
 	}
 	return a.byUID(m)
 }
@@ -115,35 +125,35 @@ func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) *process.Owner {
 // recordedFlow returns who sent the flow a.key, here (in is 0) or in the namespace that
 // an interface leads to, by the record that was made before the packet was queued, nil if the record does not tell. ok says that there is
 // a record: a.flow.
-func (a *Attributor) recordedFlow(in uint32) (o *process.Owner, ok bool) {
+func (a *Attributor) recordedFlow(in uint32) (o *process.Owner, pending process.Facts, ok bool) {
 	rec := a.r.rec
 	if rec == nil || !rec.Flow(&a.key, in, &a.flow) {
-		return nil, false
+		return nil, 0, false
 	}
 	switch f := &a.flow; {
 	case f.Ambiguous || f.Cookie == 0:
-		return nil, true
+		return nil, 0, true
 	case f.HasOwner:
-		return a.recorded(&f.Owner, process.BPFFlow), true
+		o, pending = a.recorded(&f.Owner, process.BPFFlow)
 	case rec.Owner(f.Cookie, &a.owner): // told later, by Seed
-		return a.recorded(&a.owner, process.BPFFlow), true
+		o, pending = a.recorded(&a.owner, process.BPFFlow)
 	}
-	return nil, true
+	return o, pending, true
 }
 
 // bySocket returns the owner of the socket that sock_diag finds for a.key, nil
 // if there is no socket.
-func (a *Attributor) bySocket(incoming bool, m *packet.Meta) *process.Owner {
+func (a *Attributor) bySocket(incoming bool, m *packet.Meta) (*process.Owner, process.Facts) {
 	if !a.findSocket(incoming, m) {
-		return nil
+		return nil, 0
 	}
 	if !incoming && m.HasUID && a.socket.Inode != 0 && a.socket.UID != m.UID {
-		return nil // another one by now
+		return nil, 0 // another one by now
 	}
-	if o := a.ownerOf(&a.socket, m); o.Source != process.Unknown {
-		return o
+	if o, pending := a.ownerOf(&a.socket, m); o.Source != process.Unknown {
+		return o, pending
 	}
-	return nil
+	return nil, 0
 }
 
 // findSocket looks the socket up. Of a connection that is not established yet, the
@@ -163,10 +173,93 @@ func (a *Attributor) findSocket(incoming bool, m *packet.Meta) bool {
 	return found && err == nil
 }
 
-// WantHash asks for the hash of the owner's program.
-func (a *Attributor) WantHash(o *process.Owner) {
-	if o.Process.PID == 0 {
-		return // several hold the socket: a hash is made of what one process runs
+// ownerOf returns the owner of a socket that sock_diag has found, for the packet m
+// or for none.
+func (a *Attributor) ownerOf(s *sockdiag.Socket, m *packet.Meta) (*process.Owner, process.Facts) {
+	if a.r.rec != nil && s.Cookie != 0 && a.r.rec.Owner(s.Cookie, &a.owner) {
+		return a.recorded(&a.owner, process.BPFCookie)
 	}
-	a.r.hashes.want(processKey{o.Process.PID, a.r.bootTime(o.Process.Start)}, &o.Process.Exe)
+	o, pending := a.held(s)
+	if o != nil {
+		return o, pending
+	}
+	if s.Inode == 0 {
+		return a.r.nobody, 0 // not accepted yet, or closed: then its user says nothing
+	}
+	o, more := a.bySocketUser(s, m)
+	return o, pending | more
+}
+
+// held returns the one process that holds the socket, as it was found beside the
+// packets less than a second ago; nil if there is none, or none is known yet.
+func (a *Attributor) held(s *sockdiag.Socket) (*process.Owner, process.Facts) {
+	if s.Inode == 0 {
+		return nil, 0
+	}
+	group := groupOf(s.UID)
+	at := a.r.sockets.at(s.Inode)
+	h := at.answer.Load()
+	pending := process.Facts(0)
+	if h == nil || !h.holds(a.r.searches.Load()) {
+		if a.r.askHolder(at, s.Inode, group) {
+			pending = process.FactOwner
+		} else {
+			h = nil // nobody will look whether that still is so
+		}
+	}
+	if h != nil && h.alike != nil {
+		k := ownerKey{process: h.alike, source: process.Diag, uid: s.UID}
+		if s.HasCgroup {
+			k.cgroup = s.CgroupID
+		}
+		return a.whole(k, pending)
+	}
+	if h == nil || h.process.pid == 0 {
+		return nil, pending
+	}
+	c := a.present[h.process]
+	p, more := a.presentNow(h.process, c, c.p == nil || c.args != h.args, group, nil)
+	if p == nil {
+		return nil, pending | more
+	}
+	k := ownerKey{process: p, source: process.Diag, uid: s.UID}
+	if s.HasCgroup {
+		k.cgroup = s.CgroupID
+	}
+	return a.whole(k, pending|more)
+}
+
+// byPing returns who holds the ping socket that sends the packet, as the last
+// search saw it; nil if it saw none.
+func (a *Attributor) byPing(m *packet.Meta, p *packet.Packet) (*process.Owner, process.Facts) {
+	pings := a.r.pings.Load()
+	if !p.Echo || pings == nil {
+		return nil, 0
+	}
+	s, ok := (*pings)[pingKey{p.Version, p.EchoID}]
+	if !ok || m.HasUID && m.UID != s.UID {
+		a.r.search()
+		return nil, 0
+	}
+	a.socket = sockdiag.Socket{Family: s.Family, UID: s.UID, Inode: s.Inode}
+	return a.held(&a.socket)
+}
+
+// WantHash asks for the hash of the owner's program, and returns whether there
+// will be an answer.
+func (a *Attributor) WantHash(o *process.Owner, pending process.Facts) bool {
+	r := a.r
+	r.hashes.wanted.Store(true)
+	if pending&process.FactFile != 0 {
+		return true // once it is known which file
+	}
+	if o.Process == nil || o.Process.PID == 0 || o.Process.Exe.Inode == 0 { // several hold the socket: a hash is made of what one process runs
+		return false
+	}
+	start := r.bootTime(o.Process.Start)
+	at := r.hashes.at(fileOf(o.Process, start))
+	if at.answer.Load() == nil {
+		r.askHash(at, o.Process, start, groupOf(o.UID)) // if too many wait, it is asked for again
+	}
+	return true
 }

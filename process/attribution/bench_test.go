@@ -34,7 +34,7 @@ func measure(b *testing.B, a *attribution.Attributor, m *packet.Meta, flows []*p
 		before()
 		p := flows[i%len(flows)]
 		start := time.Now()
-		o := a.Owner(m, p)
+		o, _ := a.Owner(m, p)
 		took := time.Since(start)
 		if o.Source != want || want > process.UIDOnly && o.Process == nil {
 			b.Fatalf("owner of %+v: got %+v, want it by %s", p, o, want)

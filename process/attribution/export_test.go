@@ -1,6 +1,27 @@
 package attribution
 
-import "context"
+import (
+	"context"
+	"time"
+
+	"github.com/verdictd/verdictd/packet"
+	"github.com/verdictd/verdictd/process"
+)
+
+// Settled is Owner once nothing is pending any more but the hash.
+func (a *Attributor) Settled(m *packet.Meta, p *packet.Packet) *process.Owner {
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Microsecond) {
+		if o, pending := a.Owner(m, p); pending&^process.FactHash == 0 || time.Now().After(end) {
+			return o
+		}
+	}
+}
+
+// Owned is Owner alone.
+func (a *Attributor) Owned(m *packet.Meta, p *packet.Packet) *process.Owner {
+	o, _ := a.Owner(m, p)
+	return o
+}
 
 // ForgetProcesses makes every process one that was not seen before. What is known
 // of others, such as their parents, stays.

@@ -1,25 +1,18 @@
 package attribution
 
 import (
-	"sync"
+	"errors"
 	"sync/atomic"
 
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/process/procfs"
 )
 
-// maxAnswers bounds the answers that are kept by process.
-const maxAnswers = 4096
-
 // hashes are the hashes of programs that somebody asked for.
 type hashes struct {
 	hasher *procfs.Hasher
 	wanted atomic.Bool // somebody asked
-
-	// What was asked for, by fileKey: the hash, or "" if there is none (yet). It
-	// serves programs whose file has no path any more.
-	answers sync.Map
-	kept    atomic.Int64
+	answers[fileKey, hashed]
 }
 
 // fileKey is a file that a process runs: it can run another one later.
@@ -28,50 +21,71 @@ type fileKey struct {
 	inode, device uint64
 }
 
-// want asks for the hash of a program, once for each process.
-func (h *hashes) want(p processKey, e *process.Exe) {
-	k := fileKey{p, e.Inode, e.Device}
-	if _, asked := h.answers.LoadOrStore(k, ""); asked {
-		return
+// hashed is what came of hashing a program.
+type hashed struct {
+	sum string
+	why string // there is none
+}
+
+func fileOf(p *process.Process, start uint64) fileKey {
+	return fileKey{processKey{p.PID, start}, p.Exe.Inode, p.Exe.Device}
+}
+
+// askHash has a program hashed.
+func (r *Resolver) askHash(at *place[hashed], p *process.Process, start uint64, group uint32) bool {
+	return at.ask(func() bool {
+		q := procfs.Request{PID: p.PID, StartBoot: start, Path: p.Exe.Path, Exe: p.Exe}
+		h := &hashing{r: r, at: at, request: q}
+		return r.hashers.add(job{group: group, run: h.step, lost: func() { h.tell("", procfs.ErrTooSlow) }, drop: h.close})
+	})
+}
+
+// hashing is the job of hashing a program.
+type hashing struct {
+	r       *Resolver
+	at      *place[hashed]
+	request procfs.Request
+	reading *procfs.Reading
+}
+
+// step reads a piece of the file.
+func (h *hashing) step(j *job) (more bool) {
+	var sum string
+	var err error
+	if h.reading == nil {
+		h.reading, sum, err = h.r.hashes.hasher.Open(h.request)
+	} else {
+		buf := make([]byte, 256<<10)
+		sum, err = h.reading.Read(buf)
 	}
-	if h.kept.Add(1) > maxAnswers {
-		h.answers.Clear()
-		h.kept.Store(0)
+	if err == nil && sum == "" {
+		j.size = h.reading.Left()
+		return true
 	}
-	h.wanted.Store(true)
-	if !h.hasher.Request(procfs.Request{PID: p.pid, StartBoot: p.start, Path: e.Path, Exe: *e}) {
-		h.answers.Delete(k) // too many wait: it is asked for again
+	h.close()
+	h.tell(sum, err)
+	return false
+}
+
+func (h *hashing) close() {
+	if h.reading != nil {
+		h.reading.Close()
 	}
 }
 
-// of returns the hash of what a process runs, if it is known.
-func (h *hashes) of(p processKey, e *process.Exe) (sum string, ok bool) {
-	if !h.wanted.Load() || e.Inode == 0 {
-		return "", false
+// tell gives the answer.
+func (h *hashing) tell(sum string, err error) {
+	why := ""
+	switch {
+	case errors.Is(err, procfs.ErrTooLarge):
+		h.r.counts.tooLarge.Add(1)
+		why = "too large"
+	case err != nil:
+		why = "unreadable"
 	}
-	if sum, ok := h.answers.Load(fileKey{p, e.Inode, e.Device}); ok && sum != "" {
-		return sum.(string), true
+	if err != nil {
+		h.r.counts.unhashed.Add(1)
 	}
-	if e.Path == "" || e.Deleted {
-		return "", false
-	}
-	file, ok := h.hasher.KeyAt(e.Path)
-	if !ok || file.Inode != e.Inode || file.Device != e.Device {
-		return "", false
-	}
-	return h.hasher.Lookup(file)
+	h.at.set(&hashed{sum: sum, why: why})
+	h.r.changed()
 }
-
-// hashed takes an answer.
-func (r *Resolver) hashed(result procfs.Result) {
-	if result.Err != nil {
-		r.counts.unhashed.Add(1)
-		return
-	}
-	k := fileKey{processKey{result.PID, result.StartBoot}, result.Exe.Inode, result.Exe.Device}
-	r.hashes.answers.Store(k, result.SHA256)
-	r.revision.Add(1)
-}
-
-// bootTime returns a time of procfs.FS.UnixOf as nanoseconds of CLOCK_BOOTTIME.
-func (r *Resolver) bootTime(unix int64) uint64 { return uint64(unix - r.fs.UnixOf(0)) }

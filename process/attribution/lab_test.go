@@ -136,7 +136,7 @@ func TestLabYoungProcess(t *testing.T) {
 	for range programs {
 		cmd, local := dialer(t, lan.Client, to.Addr().String())
 		searches := r.Searches()
-		o := a.Owner(sentBy(local, to))
+		o := a.Settled(sentBy(local, to))
 		if o.Process == nil {
 			continue
 		}
@@ -172,7 +172,7 @@ func TestLabSharedSocket(t *testing.T) {
 	r := working(t, lan.Client, attribution.Proc)
 	a := r.New()
 	defer a.Close()
-	if o := a.Owner(sentBy(local, to)); o.Process == nil || int(o.Process.PID) != os.Getpid() {
+	if o := a.Settled(sentBy(local, to)); o.Process == nil || int(o.Process.PID) != os.Getpid() {
 		t.Fatalf("got %+v, want this process", *o)
 	}
 	file, err := conn.File()
@@ -187,7 +187,7 @@ func TestLabSharedSocket(t *testing.T) {
 	}
 	defer func() { errors.Join(other.Process.Kill(), other.Wait()) }()
 	r.Seed(t.Context())
-	if o := a.Owner(sentBy(local, to)); o.Process != nil || o.Source != process.UIDOnly {
+	if o := a.Settled(sentBy(local, to)); o.Process != nil || o.Source != process.UIDOnly {
 		t.Errorf("got %+v, want only the user: two processes hold the socket", *o)
 	}
 }
@@ -217,12 +217,12 @@ func TestLabPing(t *testing.T) {
 	m, p := sentBy(netip.MustParseAddrPort("10.99.0.1:0"), netip.MustParseAddrPort("10.99.0.2:0"))
 	p.Protocol, p.HasPorts, p.ICMPType, p.Echo, p.EchoID = packet.ProtoICMP, false, packet.ICMPEchoRequest, true, id
 	var o *process.Owner
-	found := lab.Poll(5*time.Second, func() bool { o = a.Owner(m, p); return o.Process != nil })
+	found := lab.Poll(5*time.Second, func() bool { o = a.Settled(m, p); return o.Process != nil })
 	if !found || int(o.Process.PID) != os.Getpid() || o.Source != process.Diag {
 		t.Errorf("got %+v, want this process", *o)
 	}
 	m.UID = 7 // of somebody else
-	if o := a.Owner(m, p); o.Process != nil {
+	if o := a.Settled(m, p); o.Process != nil {
 		t.Errorf("got %+v, want only the user", *o)
 	}
 }
@@ -237,16 +237,16 @@ func TestLabSeeded(t *testing.T) {
 	r := working(t, lan.Client, attribution.Auto)
 	a := r.New()
 	defer a.Close()
-	o := a.Owner(sentBy(local, to))
+	o := a.Settled(sentBy(local, to))
 	if o.Process == nil || int(o.Process.PID) != cmd.Process.Pid || o.Source != process.Diag {
 		t.Errorf("older: got %+v, want process %d by diag", *o, cmd.Process.Pid)
 	}
 	cmd, local = dialer(t, lan.Client, to.Addr().String())
-	o = a.Owner(sentBy(local, to))
+	o = a.Settled(sentBy(local, to))
 	if o.Process == nil || int(o.Process.PID) != cmd.Process.Pid || o.Source != process.BPFCookie {
 		t.Errorf("younger: got %+v, want process %d by bpf-cookie", *o, cmd.Process.Pid)
 	}
-	if again := a.Owner(sentBy(local, to)); again != o {
+	if again := a.Settled(sentBy(local, to)); again != o {
 		t.Errorf("asked twice: got %+v and %+v, want the same", *o, *again)
 	}
 	var own *net.UDPConn // of this process, which has executed nothing since the recording began
@@ -264,15 +264,15 @@ func TestLabSeeded(t *testing.T) {
 	}
 	m, p := sentBy(netip.MustParseAddrPort("10.99.0.1:1"), to)
 	m.HasUID, m.HasGID = false, false
-	if o := a.Owner(m, p); o.Source != process.Kernel {
+	if o := a.Settled(m, p); o.Source != process.Kernel {
 		t.Errorf("no socket and no user: got %+v, want the kernel", *o)
 	}
 	p.Protocol, p.TCPFlags = packet.ProtoTCP, packet.ACK
-	if o := a.Owner(m, p); o.Source != process.Unknown {
+	if o := a.Settled(m, p); o.Source != process.Unknown {
 		t.Errorf("the rest of a connection: got %+v, want unknown", *o)
 	}
 	m.Hook = packet.Forward
-	if o := a.Owner(m, p); o.Source != process.Unknown {
+	if o := a.Settled(m, p); o.Source != process.Unknown {
 		t.Errorf("forwarded: got %+v, want unknown", *o)
 	}
 }
@@ -288,21 +288,26 @@ func TestLabHash(t *testing.T) {
 	_, local := dialer(t, lan.Client, to.Addr().String())
 	m, p := sentBy(local, to)
 	k := p.Key()
-	changes, o := a.Changes(&k), a.Owner(m, p)
+	changes, o := a.Changes(&k), a.Settled(m, p)
 	if o.Process == nil || o.Process.Exe.SHA256 != "" {
 		t.Fatalf("got %+v, want a process without a hash", *o)
 	}
-	a.WantHash(o)
-	if !lab.Poll(10*time.Second, func() bool { return a.Changes(&k) != changes }) {
-		t.Fatal("nothing changed")
+	if !a.WantHash(o, 0) {
+		t.Fatal("no hash will be known")
 	}
-	later := a.Owner(m, p)
+	var later *process.Owner
+	lab.Poll(10*time.Second, func() bool { later = a.Owned(m, p); return later.Process.Exe.SHA256 != "" })
+	if a.Changes(&k) == changes {
+		t.Error("Changes does not tell of the hash")
+	}
 	if later.Process == nil || len(later.Process.Exe.SHA256) != 64 || later.ID == o.ID {
 		t.Errorf("got %+v of %+v, want another owner with a hash", *later, later.Process)
 	}
 	if _, local := dialer(t, lan.Client, to.Addr().String()); true { // the same file, another process
-		if o := a.Owner(sentBy(local, to)); o.Process == nil || o.Process.Exe.SHA256 != later.Process.Exe.SHA256 {
-			t.Errorf("got %+v, want the hash at once", *o)
+		m, p := sentBy(local, to)
+		a.WantHash(a.Settled(m, p), 0)
+		if !lab.Poll(time.Second, func() bool { return a.Owned(m, p).Process.Exe.SHA256 == later.Process.Exe.SHA256 }) {
+			t.Errorf("got %+v, want the hash", a.Owned(m, p).Process)
 		}
 	}
 }
@@ -347,7 +352,7 @@ func TestLabRecordFull(t *testing.T) {
 	}
 	bySource := map[process.Source]int{}
 	for _, local := range locals {
-		o := a.Owner(sentBy(local, to))
+		o := a.Settled(sentBy(local, to))
 		bySource[o.Source]++
 		if o.Process == nil || int(o.Process.PID) != os.Getpid() {
 			t.Fatalf("got %+v, want this process", *o)

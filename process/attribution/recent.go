@@ -7,24 +7,24 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/verdictd/verdictd/internal/nfnl"
 	"github.com/verdictd/verdictd/process/connector"
-	"github.com/verdictd/verdictd/process/sockdiag"
 )
 
 // Where nothing is recorded, a socket that is not known from a search is mostly
-// that of a process that has just begun. So the youngest are looked at while its
-// first packet waits, if any are young, and not for every packet: a program that
-// opens socket after socket is not among them.
+// that of a process that has just begun. So the youngest are looked at first, if any
+// are young, and not for every socket: a program that opens socket after socket is
+// not among them.
 const (
 	youngest  = 8  // that are looked at, some 50 microseconds each
 	keptYoung = 64 // that are remembered
 
 	young     = time.Second          // after a process has begun
-	lookEvery = 2 * time.Millisecond // one Attributor, at most
+	lookEvery = 2 * time.Millisecond // at most
 )
 
 // recent are the processes that have begun last. One goroutine writes it, any may
@@ -86,36 +86,38 @@ func (r *Resolver) followProcesses(ctx context.Context) error {
 	})
 }
 
-// lookout is when an Attributor looked at young processes.
+// lookout is when young processes were looked at.
 type lookout struct {
-	looked int64  // Unix ns of the last look
-	last   uint32 // number that the kernel gave last, where it does not tell of processes
-	given  int64  // Unix ns when that was first seen
+	sync.Mutex
+	looked time.Time // last
+	last   uint32    // number that the kernel gave last, where it does not tell of processes
+	given  time.Time // when that was first seen
 }
 
 // young returns the process that holds the socket, if it is one of the youngest
-// and its parent does not hold it too. now is the packet's time.
-func (a *Attributor) young(s *sockdiag.Socket, now int64) (h holder, ok bool) {
-	each := a.youngOnes(now)
+// and its parent does not hold it too.
+func (r *Resolver) young(inode uint32) (h holder, ok bool) {
+	r.lookout.Lock()
+	each := r.youngOnes(time.Now())
+	r.lookout.Unlock()
 	if each == nil {
 		return holder{}, false
 	}
-	a.lookout.looked = now
 	each(func(pid, parent uint32) bool {
-		if _, holds := a.r.fs.HoldersOf([]uint32{pid}, s.Inode); !holds {
+		if _, holds := r.fs.HoldersOf([]uint32{pid}, inode); !holds {
 			return true
 		}
-		p, err := a.r.fs.Process(pid)
+		p, err := r.fs.Program(pid)
 		if err != nil {
 			return false
 		}
 		if parent == 0 && len(p.Parents) > 0 {
 			parent = p.Parents[0].PID
 		}
-		if _, both := a.r.fs.HoldersOf([]uint32{parent}, s.Inode); both {
+		if _, both := r.fs.HoldersOf([]uint32{parent}, inode); both {
 			return false
 		}
-		h, ok = holder{pid: pid, start: a.r.bootTime(p.Start)}, true
+		h, ok = holder{pid: pid, start: r.bootTime(p.Start)}, true
 		return false
 	})
 	return h, ok
@@ -123,27 +125,29 @@ func (a *Attributor) young(s *sockdiag.Socket, now int64) (h holder, ok bool) {
 
 // youngOnes returns what gives the youngest processes, nil if none is young or it
 // is too early for another look.
-func (a *Attributor) youngOnes(now int64) func(yield func(pid, parent uint32) bool) {
-	l := &a.lookout
-	if since := now - l.looked; since >= 0 && since < int64(lookEvery) {
+func (r *Resolver) youngOnes(now time.Time) func(yield func(pid, parent uint32) bool) {
+	l := &r.lookout
+	if now.Sub(l.looked) < lookEvery {
 		return nil
 	}
-	if a.r.noConnector.Load() == nil {
-		if now-a.r.recent.latest.Load() > int64(young) {
+	l.looked = now
+	if r.noConnector.Load() == nil {
+		if now.UnixNano()-r.recent.latest.Load() > int64(young) {
 			return nil
 		}
-		return a.r.recent.each
+		return r.recent.each
 	}
 	// The kernel does not tell which processes begin. So the numbers that it gave
 	// last are tried; those of threads are among them.
 	if last := lastPID(); last != l.last {
 		l.last, l.given = last, now
 	}
-	if now-l.given > int64(young) {
+	if now.Sub(l.given) > young {
 		return nil
 	}
+	newest := l.last
 	return func(yield func(pid, parent uint32) bool) {
-		for pid := l.last; pid > 0 && l.last-pid < 2*youngest; pid-- {
+		for pid := newest; pid > 0 && newest-pid < 2*youngest; pid-- {
 			if !yield(pid, 0) {
 				return
 			}

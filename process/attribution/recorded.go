@@ -2,7 +2,9 @@ package attribution
 
 import (
 	"bytes"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
@@ -19,6 +21,14 @@ type processKey struct {
 	start uint64 // ns of CLOCK_BOOTTIME
 }
 
+// ticked is the key by which a process is looked up in /proc, which rounds its
+// start.
+func (k processKey) ticked() processKey {
+	const tick = uint64(10 * time.Millisecond)
+	k.start -= k.start % tick
+	return k
+}
+
 // imageKey names what a process runs, from one execve to the next, under the name
 // of one of its threads, of which each can have its own.
 type imageKey struct {
@@ -29,41 +39,37 @@ type imageKey struct {
 
 // ownerKey are all facts of an owner that can differ.
 type ownerKey struct {
-	process  *process.Process
+	process  *process.Process // nil: it is not known
 	source   process.Source
 	uid, gid uint32
 	hasGID   bool
 	cgroup   uint64
+	grouped  bool // the path of the control group is known
 }
 
-type userKey struct {
-	uid, gid uint32
-	hasGID   bool
-	cgroup   uint64
-}
-
-// present is a process as /proc had it.
-type present struct {
-	p     *process.Process
-	execs uint32 // record.Recorder.Execs when it was looked at
+// known is what an Attributor knows of a process.
+type known struct {
+	p       *process.Process
+	start   uint64        // as the record has it, or /proc
+	pending process.Facts // that will be known later
+	args    programKey    // by which its arguments are asked for
+	execs   uint32        // present.execs
+	retry   int64         // present.retry
+	bare    bool          // nobody knows what it runs: it ran something else than now
 }
 
 // caches are what an Attributor has found out.
 type caches struct {
-	images  map[imageKey]*process.Process // as recorded
-	present map[processKey]present        // as /proc had them
-	lines   map[imageKey][]process.Parent // a process, without a thread's name, and its ancestors
+	images  map[imageKey]known   // as recorded
+	present map[processKey]known // as /proc had them
 	owners  map[ownerKey]*process.Owner
-	users   map[userKey]*process.Owner
 	cgroups map[uint64]process.Cgroup
-	alike   map[uint32]*process.Process // what all holders of a socket agree in, by its inode
 }
 
 func newCaches() caches {
 	return caches{
-		images: map[imageKey]*process.Process{}, present: map[processKey]present{}, lines: map[imageKey][]process.Parent{},
-		owners: map[ownerKey]*process.Owner{}, users: map[userKey]*process.Owner{}, cgroups: map[uint64]process.Cgroup{},
-		alike: map[uint32]*process.Process{},
+		images: map[imageKey]known{}, present: map[processKey]known{},
+		owners: map[ownerKey]*process.Owner{}, cgroups: map[uint64]process.Cgroup{},
 	}
 }
 
@@ -77,221 +83,297 @@ func put[K comparable, V any](cache map[K]V, k K, v V) V {
 }
 
 // recorded returns the owner that a record names.
-func (a *Attributor) recorded(o *record.Owner, source process.Source) *process.Owner {
+func (a *Attributor) recorded(o *record.Owner, source process.Source) (*process.Owner, process.Facts) {
 	if o.Seeded {
 		source = process.Diag
 	}
-	p, vouched := a.process(o)
+	p, pending, vouched := a.process(o)
 	if !vouched {
 		source = min(source, process.LookedUp)
 	}
 	k := ownerKey{
 		process: p, source: source, uid: o.UID, gid: o.GID, hasGID: !o.Seeded, cgroup: o.CgroupID,
 	}
-	return a.whole(k)
+	return a.whole(k, pending)
 }
 
 // process returns the process that a record names, with what it ran when it used
 // the socket. vouched says that the kernel recorded what that is, when it executed it.
 // Else the process is older than the recording, and /proc is asked, unless it runs
 // something else by now.
-func (a *Attributor) process(o *record.Owner) (p *process.Process, vouched bool) {
-	name := processKey{o.PID, o.Start}
+func (a *Attributor) process(o *record.Owner) (p *process.Process, pending process.Facts, vouched bool) {
+	name, group := processKey{o.PID, o.Start}, groupOf(o.UID)
 	if o.Seeded {
-		return a.now(name, o), false
+		p, pending = a.now(name, o)
+		return p, pending, false
 	}
 	k := imageKey{name, o.ExecID, o.Comm}
-	if p, ok := a.images[k]; ok {
-		return a.withHash(k, p), true
+	c, ok := a.images[k]
+	switch {
+	case ok:
+	case o.Start != 0 && a.r.rec.Process(o.PID, o.ExecID, &a.proc) && a.proc.Start == o.Start:
+		c = put(a.images, k, a.fromRecord(o))
+	case o.Start != 0 && a.r.rec.Running(o.PID, &a.proc) && a.proc.Start == o.Start:
+		c = put(a.images, k, known{p: a.bare(o), bare: true})
+	default:
+		p, pending = a.now(name, o)
+		return p, pending, false
 	}
-	if o.Start != 0 && a.r.rec.Process(o.PID, o.ExecID, &a.proc) && a.proc.Start == o.Start {
-		return a.withHash(k, put(a.images, k, a.fromRecord(o))), true
+	if c.pending == 0 {
+		return c.p, 0, !c.bare
 	}
-	if o.Start != 0 && a.r.rec.Running(o.PID, &a.proc) && a.proc.Start == o.Start {
-		return a.bare(o), false
+	before, refused := c, process.Facts(0)
+	const looked = process.FactPath | process.FactFile | process.FactParents
+	if c.pending&looked != 0 {
+		refused |= a.takeImage(&c, programKey{name, o.ExecID}, group)
 	}
-	return a.now(name, o), false
+	refused |= a.complete(&c, group)
+	if c != before {
+		put(a.images, k, c)
+	}
+	return c.p, c.pending &^ refused, true
+}
+
+// takeImage adds what was looked up of a recorded program, and returns what will
+// not be known.
+func (a *Attributor) takeImage(c *known, k programKey, group uint32) process.Facts {
+	const looked = process.FactPath | process.FactFile | process.FactParents
+	at := a.r.images.at(k)
+	i := at.answer.Load()
+	switch {
+	case i == nil && !a.r.askImage(at, k, group):
+		return looked
+	case i == nil:
+		return 0
+	}
+	c.pending &^= looked
+	if i.gaveUp || c.p.Exe == i.exe && slices.Equal(c.p.Parents, i.parents) {
+		return 0
+	}
+	p := *c.p
+	p.Exe, p.Parents = i.exe, i.parents
+	c.p = &p
+	return 0
+}
+
+// complete adds arguments and hash if they are known by now, and returns what will
+// not be.
+func (a *Attributor) complete(c *known, group uint32) (refused process.Facts) {
+	if c.pending&process.FactArgs != 0 {
+		at := a.r.lines.at(c.args)
+		switch l := at.answer.Load(); {
+		case l != nil:
+			c.pending &^= process.FactArgs
+			if !l.gaveUp && strings.HasPrefix(l.text, c.p.Cmdline) && l.text != c.p.Cmdline {
+				p := *c.p
+				p.Cmdline = l.text
+				c.p = &p
+			}
+		case !a.r.askLine(at, c.args, group):
+			refused |= process.FactArgs
+		}
+	}
+	if c.pending&process.FactHash == 0 || c.pending&process.FactFile != 0 || !a.r.hashes.wanted.Load() {
+		return refused
+	}
+	if h := a.r.hashes.peek(fileOf(c.p, c.start)); h != nil {
+		c.pending &^= process.FactHash
+		p := *c.p
+		p.Exe.SHA256, p.Exe.NoSHA256 = h.sum, h.why
+		c.p = &p
+	}
+	return refused
 }
 
 // bare returns what the owner's own record says of its process.
 func (a *Attributor) bare(o *record.Owner) *process.Process {
 	p := &process.Process{PID: o.PID, Comm: comm(&o.Comm)}
 	if o.Start != 0 {
-		p.Start = a.r.fs.UnixOf(o.Start)
+		p.Start = a.r.unixOf(o.Start)
 	}
 	return p
 }
 
 // now returns the process as /proc has it, or what o says if it has ended. It is
-// not read again before the process executes another program.
-func (a *Attributor) now(name processKey, o *record.Owner) *process.Process {
-	execs := a.r.rec.Execs(name.pid)
-	if c, ok := a.present[name]; ok && c.execs == execs {
-		return a.presentWithHash(name, c)
+// not looked at again before the process executes another program.
+func (a *Attributor) now(name processKey, o *record.Owner) (*process.Process, process.Facts) {
+	if name.start == 0 {
+		return a.bare(o), 0
 	}
-	p, err := a.r.fs.Process(name.pid)
-	if err != nil || name.start == 0 || !a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(name.start)) {
-		return a.bare(o)
-	}
-	return a.presentWithHash(name, put(a.present, name, present{p, execs}))
+	name = name.ticked()
+	c, ok := a.present[name]
+	stale := !ok || c.execs != a.r.rec.Execs(name.pid) || c.retry != 0 && time.Now().UnixNano() > c.retry
+	return a.presentNow(name, c, stale, groupOf(o.UID), o)
 }
 
-// withHash returns the kept process, completed with the hash of its program if that
-// is known by now.
-func (a *Attributor) withHash(k imageKey, p *process.Process) *process.Process {
-	if hashed := a.hashed(k.processKey, p); hashed != nil {
-		return put(a.images, k, hashed)
+// presentNow returns what is known of a process as /proc has it: c, unless that is
+// stale. o, if it is not nil, is what is known of one that has ended.
+func (a *Attributor) presentNow(name processKey, c known, stale bool, group uint32, o *record.Owner) (*process.Process, process.Facts) {
+	refused := process.Facts(0)
+	if stale {
+		at := a.r.presents.at(name)
+		answer := at.answer.Load()
+		if answer == nil || a.outdated(name, answer) {
+			refused = process.FactsOfProcess
+			if a.r.askPresent(at, name, group) {
+				refused = 0
+			}
+			if c.p == nil && o != nil {
+				c.p = a.bare(o)
+			}
+			return c.p, process.FactsOfProcess &^ refused
+		}
+		c = a.fromPresent(c, answer, o)
 	}
-	return p
+	before := c
+	refused = a.complete(&c, group)
+	if stale || c != before {
+		put(a.present, name, c)
+	}
+	return c.p, c.pending &^ refused
 }
 
-// presentWithHash is the same for a process as /proc has it.
-func (a *Attributor) presentWithHash(k processKey, c present) *process.Process {
-	if hashed := a.hashed(k, c.p); hashed != nil {
-		return put(a.present, k, present{hashed, c.execs}).p
-	}
-	return c.p
+// outdated tells whether an answer is to be asked for again.
+func (a *Attributor) outdated(name processKey, c *present) bool {
+	return a.r.rec != nil && c.p != nil && c.execs != a.r.rec.Execs(name.pid) || c.retry != 0 && time.Now().UnixNano() > c.retry
 }
 
-// hashed returns the process with the hash of its program, nil if it has that
-// already or nobody knows it.
-func (a *Attributor) hashed(k processKey, p *process.Process) *process.Process {
-	if p.Exe.SHA256 != "" {
-		return nil
+// fromPresent makes what is known of an answer.
+func (a *Attributor) fromPresent(c known, answer *present, o *record.Owner) known {
+	switch {
+	case answer.p == nil && o != nil:
+		return known{p: a.bare(o), execs: a.r.rec.Execs(o.PID), retry: answer.retry}
+	case answer.p == nil:
+		return known{retry: answer.retry}
+	case c.args == answer.args && c.p != nil: // nothing has changed
+		c.execs = answer.execs
+		return c
 	}
-	sum, ok := a.r.hashes.of(k, &p.Exe)
-	if !ok {
-		return nil
+	return known{
+		p: answer.p, start: answer.args.start, execs: answer.execs, args: answer.args,
+		pending: process.FactArgs | process.FactHash,
 	}
-	with := *p
-	with.Exe.SHA256 = sum
-	return &with
 }
 
 // fromRecord makes a process of a.proc, the record of the process that o names.
-func (a *Attributor) fromRecord(o *record.Owner) *process.Process {
+// What the record cannot know is pending.
+func (a *Attributor) fromRecord(o *record.Owner) known {
 	r := &a.proc
+	c := known{start: r.Start, args: programKey{processKey{r.PID, r.Start}, o.ExecID}}
 	p := &process.Process{
-		PID: r.PID, Start: a.r.fs.UnixOf(r.Start), Comm: comm(&o.Comm),
-		Cmdline: process.Text([]byte(r.Args)), TTY: process.Text([]byte(r.TTY)), Exe: a.exe(r),
+		PID: r.PID, Start: a.r.unixOf(r.Start), Comm: comm(&o.Comm),
+		Cmdline: process.Text([]byte(r.Args)), TTY: process.Text([]byte(r.TTY)),
+	}
+	c.p = p
+	p.Exe, c.pending = a.recordedExe(r)
+	if p.Exe.Inode != 0 {
+		c.pending |= process.FactHash
 	}
 	if r.ArgsCut && !r.Exited {
-		if whole, err := a.r.fs.Process(r.PID); err == nil && strings.HasPrefix(whole.Cmdline, p.Cmdline) {
-			p.Cmdline = whole.Cmdline
-		}
+		c.pending |= process.FactArgs
 	}
-	p.Parents = a.parents(imageKey{processKey: processKey{r.ParentPID, r.ParentStart}, exec: r.ParentExecID})
-	return p
+	var whole bool
+	p.Parents, whole = a.parents(programKey{processKey{r.ParentPID, r.ParentStart}, r.ParentExecID})
+	if !whole {
+		c.pending |= process.FactParents
+	}
+	return c
 }
 
-// exe returns what a recorded process runs. If the recorded path leads to the very
-// file, that is all there is to say, whatever the process does now.
-func (a *Attributor) exe(r *record.Process) process.Exe {
-	path := r.Path
-	if r.PathCut {
-		path = ""
+// recordedExe returns what a recorded process runs, and what of it is to be looked
+// up. A path that the kernel has walked in the mount namespace of the host is the
+// host's; that of another namespace may lead there too.
+func (a *Attributor) recordedExe(r *record.Process) (process.Exe, process.Facts) {
+	exe := process.Exe{Inode: r.Inode, Device: r.Device}
+	switch {
+	case r.Inode == 0: // a thread of the kernel, or nobody could tell
+		return exe, process.FactPath | process.FactFile
+	case r.PathCut || !strings.HasPrefix(r.Path, "/"):
+		return exe, process.FactPath | process.FactFile
 	}
-	if a.r.fs.LeadsTo(path, r.Inode, r.Device) {
-		text := process.Text([]byte(path))
-		return process.Exe{Path: text, Inside: text, Inode: r.Inode, Device: r.Device}
+	exe.Inside, exe.Deleted = process.Text([]byte(r.Path)), r.Nlink0
+	if a.r.hostMounts == 0 || r.MountNS != a.r.hostMounts {
+		return exe, process.FactPath | process.FactFile
 	}
-	return a.r.fs.ResolveExe(path, r.Inode, r.Device, r.MountNS, r.PID, r.Start)
+	exe.Path = exe.Inside
+	return exe, process.FactFile
 }
 
-// parents returns the process k and its ancestors. Processes that are started by
-// the same one, while it runs the same program, have the same ancestors. It
-// overwrites a.proc.
-func (a *Attributor) parents(k imageKey) []process.Parent {
-	if line, ok := a.lines[k]; ok || k.pid == 0 {
-		return line
-	}
-	return put(a.lines, k, a.line(k))
-}
-
-// line looks the same up, by their records as long as there are any.
-func (a *Attributor) line(k imageKey) []process.Parent {
-	var chain []process.Parent
+// parents returns the process k and its ancestors as far as they are known now, and
+// whether that is all. It overwrites a.proc.
+func (a *Attributor) parents(k programKey) (chain []process.Parent, whole bool) {
 	r := &a.proc
+	whole = true
 	for k.pid != 0 && len(chain) < process.MaxParents {
 		if !a.r.rec.Process(k.pid, k.exec, r) || r.Start != k.start {
-			return append(chain, a.parentsNow(k.processKey, process.MaxParents-len(chain))...)
+			c := a.r.presents.peek(k.ticked())
+			if c == nil {
+				return chain, false
+			}
+			return append(chain, chainOf(c.p, process.MaxParents-len(chain))...), whole
 		}
+		exe, pending := a.recordedExe(r)
+		whole = whole && pending&process.FactPath == 0
 		chain = append(chain, process.Parent{
-			PID: k.pid, Start: a.r.fs.UnixOf(k.start), Comm: process.Text([]byte(r.Comm)), Exe: a.exe(r).Path,
+			PID: k.pid, Start: a.r.unixOf(k.start), Comm: process.Text([]byte(r.Comm)), Exe: exe.Path,
 		})
-		k = imageKey{processKey: processKey{r.ParentPID, r.ParentStart}, exec: r.ParentExecID}
+		k = programKey{processKey{r.ParentPID, r.ParentStart}, r.ParentExecID}
 	}
-	return chain
+	return chain, whole
 }
 
-// parentsNow returns the same of a process without a record, such as one that has
-// started no other since the recording began, as /proc has it, if it lives.
-func (a *Attributor) parentsNow(k processKey, most int) []process.Parent {
-	p, err := a.r.fs.Process(k.pid)
-	if err != nil || !a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(k.start)) {
-		return nil
-	}
-	chain := append([]process.Parent{{PID: p.PID, Start: p.Start, Comm: p.Comm, Exe: p.Exe.Path}}, p.Parents...)
-	return chain[:min(len(chain), most)]
-}
-
-// cgroup returns the control group of an id; one that cannot be found any more
-// has nothing but the id.
-func (a *Attributor) cgroup(id uint64) process.Cgroup {
+// cgroup returns the control group of an id, as far as it is known.
+func (a *Attributor) cgroup(id uint64, group uint32) (c process.Cgroup, pending process.Facts) {
 	if c, ok := a.cgroups[id]; ok || id == 0 {
-		return c
+		return c, 0
 	}
-	c, err := a.r.fs.Cgroup(id)
-	if err != nil {
-		return process.Cgroup{ID: id}
+	at := a.r.cgroups.at(id)
+	if c := at.answer.Load(); c != nil {
+		return put(a.cgroups, id, *c), 0
 	}
-	return put(a.cgroups, id, c)
+	if a.r.askCgroup(at, id, group) {
+		pending = process.FactCgroup
+	}
+	return process.Cgroup{ID: id}, pending
 }
 
 // byUID returns the owner of whom only the user is known, by the packet; nobody if
 // not even that is.
-func (a *Attributor) byUID(m *packet.Meta) *process.Owner {
+func (a *Attributor) byUID(m *packet.Meta) (*process.Owner, process.Facts) {
 	if !m.HasUID {
-		return a.r.nobody
+		return a.r.nobody, 0
 	}
-	return a.user(userKey{uid: m.UID, gid: m.GID, hasGID: m.HasGID})
+	return a.whole(ownerKey{source: process.UIDOnly, uid: m.UID, gid: m.GID, hasGID: m.HasGID}, 0)
 }
 
 // bySocketUser is the same by what sock_diag says of the socket. It asks for a
 // search, after which more may be known.
-func (a *Attributor) bySocketUser(s *sockdiag.Socket, m *packet.Meta) *process.Owner {
+func (a *Attributor) bySocketUser(s *sockdiag.Socket, m *packet.Meta) (*process.Owner, process.Facts) {
 	if s.Inode != 0 {
 		a.r.search()
 	}
-	k := userKey{uid: s.UID}
+	k := ownerKey{source: process.UIDOnly, uid: s.UID}
 	if s.HasCgroup {
 		k.cgroup = s.CgroupID
 	}
 	if m.HasUID && m.HasGID && m.UID == s.UID {
 		k.gid, k.hasGID = m.GID, true
 	}
-	return a.user(k)
+	return a.whole(k, 0)
 }
 
-func (a *Attributor) user(k userKey) *process.Owner {
-	if o, ok := a.users[k]; ok && o.User == a.r.users.Name(k.uid) {
-		return o
-	}
-	return put(a.users, k, a.r.named(process.Owner{
-		Source: process.UIDOnly, UID: k.uid, HasUID: true, GID: k.gid, HasGID: k.hasGID,
-		User: a.r.users.Name(k.uid), Cgroup: a.cgroup(k.cgroup),
-	}))
-}
-
-// whole returns the owner with these facts.
-func (a *Attributor) whole(k ownerKey) *process.Owner {
+// whole returns the owner with these facts, of which some are pending.
+func (a *Attributor) whole(k ownerKey, pending process.Facts) (*process.Owner, process.Facts) {
+	c, unknown := a.cgroup(k.cgroup, groupOf(k.uid))
+	pending |= unknown
+	k.grouped = c.Path != ""
 	if o, ok := a.owners[k]; ok && o.User == a.r.users.Name(k.uid) {
-		return o
+		return o, pending
 	}
 	return put(a.owners, k, a.r.named(process.Owner{
 		Source: k.source, UID: k.uid, HasUID: true, GID: k.gid, HasGID: k.hasGID,
-		User: a.r.users.Name(k.uid), Process: k.process, Cgroup: a.cgroup(k.cgroup),
-	}))
+		User: a.r.users.Name(k.uid), Process: k.process, Cgroup: c,
+	})), pending
 }
 
 // comm returns the name of a process.

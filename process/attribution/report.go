@@ -55,7 +55,7 @@ func (r *Resolver) Report() Report {
 	report := Report{
 		Mode: r.cfg.Mode.String(), Recording: r.rec != nil,
 		Sources:  sources(&r.counts),
-		Searches: r.counts.searches.Load(), Failed: r.counts.failed.Load(), Unhashed: r.counts.unhashed.Load(),
+		Searches: r.searches.Load(), Failed: r.counts.failed.Load(), Unhashed: r.counts.unhashed.Load(),
 	}
 	if r.noRec != nil {
 		report.Reason = r.noRec.Error()

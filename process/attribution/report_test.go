@@ -40,7 +40,7 @@ func TestReportProc(t *testing.T) {
 	}
 	defer r.Close()
 	r.counts.sources[process.Diag].Add(3)
-	r.counts.searches.Add(2)
+	r.searches.Add(2)
 	got := r.Report()
 	if got.Mode != "proc" || got.Recording || got.Reason != r.Recorded().Error() || got.Searches != 2 {
 		t.Errorf("got %+v", got)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/verdictd/verdictd/internal/nfnl"
 	"github.com/verdictd/verdictd/process"
@@ -64,7 +65,20 @@ type Resolver struct {
 	tables bool             // rec lists who holds sockets, by the numbers that /proc has
 	fs     *procfs.FS
 	users  *procfs.Users
-	hashes hashes
+
+	boot       int64  // Unix ns when the machine booted, by the clocks of fs
+	hostMounts uint32 // procfs.FS.HostMounts
+
+	// What was looked up, and who looks it up.
+	images   answers[programKey, image]
+	presents answers[processKey, present]
+	lines    answers[programKey, line]
+	cgroups  answers[uint64, process.Cgroup]
+	sockets  answers[uint32, found] // by inode
+	hashes   hashes
+	lookers  *pool
+	hashers  *pool
+	looks    atomic.Uint64 // at processes that nobody recorded
 
 	ids      atomic.Uint32 // the latest Owner.ID
 	revision atomic.Uint32 // changes when there is more to know
@@ -74,7 +88,11 @@ type Resolver struct {
 	holders    atomic.Pointer[map[uint32]holder] // of sockets, by inode
 	pings      atomic.Pointer[map[pingKey]sockdiag.Raw]
 	wantSearch chan struct{}
+	searches   atomic.Uint64
 
+	waiting sync.Map // of *Attributor to func(): what wakes who waits for changes
+
+	lookout     lookout
 	recent      recent
 	noConnector atomic.Pointer[error] // why the kernel does not tell which processes begin; nil: it does, or was not asked
 
@@ -84,8 +102,8 @@ type Resolver struct {
 // counts are how often owners were looked for, by what came of it.
 type counts struct {
 	sources  [process.BPFFlow + 1]atomic.Uint64
-	searches atomic.Uint64
 	unhashed atomic.Uint64 // programs without a hash
+	tooLarge atomic.Uint64 // of them, because the file is too large
 	failed   atomic.Uint64 // questions to the kernel that ended in an error
 }
 
@@ -104,7 +122,10 @@ func Open(cfg Config) (*Resolver, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("look for owners of sockets: %w", err), r.fs.Close())
 	}
+	r.boot, r.hostMounts = r.fs.UnixOf(0), r.fs.HostMounts()
 	r.hashes.hasher = procfs.NewHasher(r.fs, procfs.HasherConfig{})
+	r.lookers = newPool(poolConfig{workers: 8, share: 2, hung: 64, limit: 250 * time.Millisecond})
+	r.hashers = newPool(poolConfig{workers: 2, share: 1, hung: 16, limit: 2 * time.Second})
 	if cfg.Mode == Proc {
 		r.noRec = errors.New("switched off (--attribution proc)")
 		return r, nil
@@ -138,11 +159,16 @@ func InitialPIDs() (bool, error) {
 	return at == fmt.Sprintf("pid:[%d]", 0xEFFFFFFC), err
 }
 
-// Close ends the recording and frees everything. No Attributor may be in use.
+// Close ends the recording and frees everything. No Attributor may be in use. Threads
+// that hang are not waited for: what they use stays open.
 func (r *Resolver) Close() error {
+	looked, hashed := r.lookers.close(), r.hashers.close()
 	var err error
 	if r.rec != nil {
 		err = r.rec.Close()
+	}
+	if !looked || !hashed {
+		return err
 	}
 	return errors.Join(err, r.fs.Close())
 }
@@ -176,20 +202,19 @@ func (r *Resolver) Maps() (map[string]*os.File, error) {
 	return r.rec.Files()
 }
 
-// Run learns what takes long, until ctx is done: who holds sockets that nobody
-// recorded, hashes of programs, names of users. It may be called again after it
+// Run learns what changes by itself, until ctx is done: who holds sockets that nobody
+// recorded, which processes begin, names of users. It may be called again after it
 // has returned.
 func (r *Resolver) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
-	var usersErr, hasherErr, followErr error
-	tasks.Go(func() { usersErr = r.users.Run(ctx, func() { r.revision.Add(1) }) })
-	tasks.Go(func() { hasherErr = r.hashes.hasher.Run(ctx, r.hashed) })
+	var usersErr, followErr error
+	tasks.Go(func() { usersErr = r.users.Run(ctx, r.changed) })
 	if r.rec == nil {
 		tasks.Go(func() { followErr = r.followProcesses(ctx) })
 	}
 	r.searcher(ctx)
 	tasks.Wait()
-	return errors.Join(usersErr, hasherErr, followErr)
+	return errors.Join(usersErr, followErr)
 }
 
 // named gives an owner an ID.
@@ -200,3 +225,17 @@ func (r *Resolver) named(o process.Owner) *process.Owner {
 
 // openDiag returns a connection for questions about sockets.
 func (r *Resolver) openDiag() (*sockdiag.Conn, error) { return sockdiag.Open(r.cfg.NetNS) }
+
+// unixOf returns a time of CLOCK_BOOTTIME in Unix ns, and bootTime the other way
+// round.
+func (r *Resolver) unixOf(boot uint64) int64   { return r.boot + int64(boot) }
+func (r *Resolver) bootTime(unix int64) uint64 { return uint64(unix - r.boot) }
+
+// changed says that there is more to know.
+func (r *Resolver) changed() {
+	r.revision.Add(1)
+	r.waiting.Range(func(_, wake any) bool {
+		wake.(func())()
+		return true
+	})
+}

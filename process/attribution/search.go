@@ -7,9 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
-	"github.com/verdictd/verdictd/process/procfs"
 	"github.com/verdictd/verdictd/process/record"
 	"github.com/verdictd/verdictd/process/sockdiag"
 )
@@ -64,13 +62,13 @@ func (r *Resolver) searcher(ctx context.Context) {
 func (r *Resolver) scan(ctx context.Context) {
 	found, err := r.list(ctx, r.tables)
 	r.readPings()
-	r.counts.searches.Add(1)
 	if err != nil && ctx.Err() == nil {
 		r.counts.failed.Add(1)
 	}
 	before := r.holders.Swap(&found)
+	r.searches.Add(1)
 	if before == nil || !sameHolders(*before, found) {
-		r.revision.Add(1)
+		r.changed()
 	}
 }
 
@@ -124,22 +122,6 @@ func (r *Resolver) readPings() {
 	r.pings.Store(&found)
 }
 
-// byPing returns who holds the ping socket that sends the packet, as the last
-// search saw it; nil if it saw none.
-func (a *Attributor) byPing(m *packet.Meta, p *packet.Packet) *process.Owner {
-	pings := a.r.pings.Load()
-	if !p.Echo || pings == nil {
-		return nil
-	}
-	s, ok := (*pings)[pingKey{p.Version, p.EchoID}]
-	if !ok || m.HasUID && m.UID != s.UID {
-		a.r.search()
-		return nil
-	}
-	a.socket = sockdiag.Socket{Family: s.Family, UID: s.UID, Inode: s.Inode}
-	return a.held(&a.socket, m.Time)
-}
-
 func sameHolders(a, b map[uint32]holder) bool {
 	if len(a) != len(b) {
 		return false
@@ -156,6 +138,7 @@ func sameHolders(a, b map[uint32]holder) bool {
 // in place by now: so no socket is missed between the two. It takes some
 // milliseconds, with thousands of processes a second.
 func (r *Resolver) Seed(ctx context.Context) {
+	const surveyPatience = 200 * time.Millisecond
 	r.scan(ctx)
 	if r.rec == nil {
 		return
@@ -184,45 +167,81 @@ func (r *Resolver) Seed(ctx context.Context) {
 	if err != nil && ctx.Err() == nil {
 		r.counts.failed.Add(1)
 	}
-	r.revision.Add(1)
+	r.survey(surveyPatience)
+	r.changed()
 }
 
-// held returns the one process that holds the socket, or what all that hold it agree
-// in, as the last search saw it and as it still is, or one that has begun since; nil
-// if there is none.
-func (a *Attributor) held(s *sockdiag.Socket, now int64) *process.Owner {
-	holders := a.r.holders.Load()
-	if holders == nil || s.Inode == 0 {
-		return nil
+// found is who holds a socket.
+type found struct {
+	process  processKey       // its pid is 0: no one process
+	alike    *process.Process // what all holders agree in, if they are several
+	args     programKey       // of its present
+	at       time.Time
+	searches uint64 // Resolver.searches then
+}
+
+// holds tells whether the answer still counts: for a second, or where nobody was
+// found, and until the next search.
+func (f *found) holds(searches uint64) bool {
+	const fresh = time.Second
+	return f.searches == searches && (f.process.pid == 0 && f.alike == nil || time.Since(f.at) < fresh)
+}
+
+// askHolder has it found out who holds a socket.
+func (r *Resolver) askHolder(at *place[found], inode, group uint32) bool {
+	return at.ask(func() bool {
+		return r.lookers.add(job{group: group, run: func(*job) bool {
+			at.set(r.lookHolder(inode))
+			r.changed()
+			return false
+		}, lost: func() {
+			at.set(&found{at: time.Now(), searches: r.searches.Load()})
+			r.changed()
+		}})
+	})
+}
+
+// lookHolder finds out which one process holds the socket, as the last search saw it
+// and as it still is, or has begun to since.
+func (r *Resolver) lookHolder(inode uint32) *found {
+	f := &found{at: time.Now(), searches: r.searches.Load()}
+	holders := r.holders.Load()
+	if holders == nil {
+		return f
 	}
-	h, ok := (*holders)[s.Inode]
+	h, ok := (*holders)[inode]
 	switch {
 	case !ok:
-		if h, ok = a.young(s, now); !ok {
-			return nil
+		if h, ok = r.young(inode); !ok {
+			return f
 		}
 	case h.many():
-		return a.diagnosed(a.shared(h, s.Inode), s)
+		f.alike = r.shared(h, inode)
+		return f
 	case h.start == 0:
-		return nil
-	case !h.holds(s.Inode): // to look at all descriptors takes long
-		if _, still := a.r.fs.HoldersOf([]uint32{h.pid}, s.Inode); !still {
-			return nil
+		return f
+	case !h.holds(inode): // to look at all descriptors takes long
+		if _, still := r.fs.HoldersOf([]uint32{h.pid}, inode); !still {
+			return f
 		}
 	}
-	return a.diagnosed(a.current(h), s)
+	k, c := r.current(h)
+	if c.p != nil {
+		f.process, f.args = k, c.args
+	}
+	return f
 }
 
-// diagnosed returns the owner that a process is, which was found to hold the socket.
-func (a *Attributor) diagnosed(p *process.Process, s *sockdiag.Socket) *process.Owner {
-	if p == nil {
-		return nil
+// current returns a holder as /proc has it now.
+func (r *Resolver) current(h holder) (processKey, *present) {
+	k := processKey{h.pid, h.start}.ticked()
+	at := r.presents.at(k)
+	c := at.answer.Load()
+	if c == nil || c.p == nil || !r.fs.Runs(h.pid, c.p.Exe.Inode, c.p.Exe.Device) {
+		c = r.lookPresent(k)
+		at.set(c)
 	}
-	k := ownerKey{process: p, source: process.Diag, uid: s.UID}
-	if s.HasCgroup {
-		k.cgroup = s.CgroupID
-	}
-	return a.whole(k)
+	return k, c
 }
 
 // holds tells whether the descriptor is still that of the socket.
@@ -232,23 +251,5 @@ func (h *holder) holds(inode uint32) bool {
 	return err == nil && string(link[:n]) == fmt.Sprintf("socket:[%d]", inode)
 }
 
-// current returns the process as /proc has it now, nil if it has ended. It is read
-// once for each file that the process runs.
-func (a *Attributor) current(h holder) *process.Process {
-	k := processKey{h.pid, h.start}
-	start, err := a.r.fs.StartBoot(h.pid)
-	if err != nil || !procfs.SameStartBoot(start, h.start) {
-		return nil
-	}
-	if c, ok := a.present[k]; ok && a.r.fs.Runs(h.pid, c.p.Exe.Inode, c.p.Exe.Device) {
-		return a.presentWithHash(k, c)
-	}
-	p, err := a.r.fs.Process(h.pid)
-	if err != nil || !a.r.fs.SameStart(p.Start, a.r.fs.UnixOf(h.start)) {
-		return nil
-	}
-	return a.presentWithHash(k, put(a.present, k, present{p: p}))
-}
-
 // Searches returns how often /proc was searched for who holds which socket.
-func (r *Resolver) Searches() uint64 { return r.counts.searches.Load() }
+func (r *Resolver) Searches() uint64 { return r.searches.Load() }

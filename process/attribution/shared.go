@@ -47,29 +47,29 @@ func agreed(all []*process.Process) *process.Process {
 
 // shared returns what all holders of a socket agree in, if each of them still holds
 // it; nil if that is nothing, or if one has ended.
-func (a *Attributor) shared(h holder, inode uint32) *process.Process {
+func (r *Resolver) shared(h holder, inode uint32) *process.Process {
 	var all []*process.Process
 	for _, one := range h.holders() {
 		if one.start == 0 || !one.holds(inode) {
-			a.r.search()
+			r.search()
 			return nil
 		}
-		p := a.current(one)
-		if p == nil {
-			a.r.search()
+		_, c := r.current(one)
+		if c.p == nil {
+			r.search()
 			return nil
 		}
-		all = append(all, p)
+		all = append(all, c.p)
 	}
 	p := agreed(all)
 	if p == nil {
 		return nil
 	}
 	// The same facts are the same process, so that the owner stays who it was.
-	if before := a.alike[inode]; before != nil && before.Comm == p.Comm && before.TTY == p.TTY && before.Exe == p.Exe {
-		return before
+	if f := r.sockets.peek(inode); f != nil && f.alike != nil && sameProcess(f.alike, p) {
+		return f.alike
 	}
-	return put(a.alike, inode, p)
+	return p
 }
 
 // same tells whether a search found the same holders as another one.

@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"github.com/verdictd/verdictd/process"
 )
 
 func BenchmarkProcess(b *testing.B) {
@@ -158,14 +160,16 @@ func BenchmarkLookup(b *testing.B) {
 	}
 }
 
-func BenchmarkDigest(b *testing.B) {
+func BenchmarkHash(b *testing.B) {
 	path := program(b, filepath.Join(b.TempDir(), "a"), "")
-	f := must(os.Open(path))(b)
-	defer f.Close()
-	b.SetBytes(must(f.Stat())(b).Size())
+	st := must(os.Stat(path))(b)
+	at := statOf(b, path)
+	fs := open(b)
+	b.SetBytes(st.Size())
 	for b.Loop() {
-		if _, err := digest(b.Context(), int(f.Fd())); err != nil {
-			b.Fatal(err)
+		h := NewHasher(fs, HasherConfig{})
+		if a := h.hash(Request{Path: path, Exe: process.Exe{Inode: at.inode, Device: at.device}}); a.Err != nil {
+			b.Fatal(a.Err)
 		}
 	}
 }

@@ -1,12 +1,13 @@
 package procfs
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,20 +27,23 @@ type Key struct {
 
 // HasherConfig bounds a Hasher.
 type HasherConfig struct {
-	Waiting int // requests that wait; more are dropped; 0 means 256
-	Entries int // hashes that are kept; the oldest goes first; 0 means 4096
+	Entries int           // hashes that are kept; the oldest goes first; 0 means 4096
+	MaxSize int64         // bytes of a file that is hashed; 0 means DefaultMaxSize
+	Time    time.Duration // that reading one file may take; 0 means 30 s
 }
 
-// Hasher makes the SHA-256 of executables, one after the other, and keeps them.
-// Lookup and Request may be called from any goroutine, Run from one at a time.
-type Hasher struct {
-	fs       *FS
-	requests chan Request
-	hashes   atomic.Pointer[map[Key]string]
-	dropped  atomic.Uint64
+// DefaultMaxSize is the greatest file that is hashed.
+const DefaultMaxSize = 256 << 20
 
-	// Run's: the keys of hashes in a ring, next is the oldest once it is full.
-	keys []Key
+// Hasher makes the SHA-256 of executables and keeps them. Its methods may be called
+// from any goroutine.
+type Hasher struct {
+	fs     *FS
+	cfg    HasherConfig
+	hashes atomic.Pointer[map[Key]string]
+
+	mu   sync.Mutex
+	keys []Key // of hashes in a ring, next is the oldest once it is full
 	next int
 }
 
@@ -53,29 +57,27 @@ type Request struct {
 	Exe  process.Exe // Inode and Device say which file
 }
 
-// Result answers a request.
-type Result struct {
-	Request
-	Key    Key    // of the file that was read; valid iff Err is nil
-	SHA256 string // in hex; empty iff Err is not nil
-	// Err is ErrGone if neither process nor path leads to the file any more, and
-	// ErrWriting if it changed while it was read.
-	Err error
-}
+// Why a file has no hash, beside ErrGone: neither process nor path leads to it any
+// more.
+var (
+	ErrWriting  = errors.New("changed while it was read")
+	ErrTooLarge = errors.New("too large")
+	ErrTooSlow  = errors.New("took too long to read")
+)
 
-// ErrWriting says that a file changes while it is read.
-var ErrWriting = errors.New("changed while it was read")
-
-// NewHasher makes a Hasher that reads by fs, which must outlive Run.
+// NewHasher makes a Hasher that reads by fs, which must outlive it.
 func NewHasher(fs *FS, cfg HasherConfig) *Hasher {
-	const waiting, entries = 256, 4096
-	if cfg.Waiting == 0 {
-		cfg.Waiting = waiting
-	}
+	const entries, patience = 4096, 30 * time.Second
 	if cfg.Entries == 0 {
 		cfg.Entries = entries
 	}
-	h := &Hasher{fs: fs, requests: make(chan Request, cfg.Waiting), keys: make([]Key, 0, cfg.Entries)}
+	if cfg.MaxSize == 0 {
+		cfg.MaxSize = DefaultMaxSize
+	}
+	if cfg.Time == 0 {
+		cfg.Time = patience
+	}
+	h := &Hasher{fs: fs, cfg: cfg, keys: make([]Key, 0, cfg.Entries)}
 	h.hashes.Store(&map[Key]string{})
 	return h
 }
@@ -87,59 +89,112 @@ func (h *Hasher) Lookup(key Key) (sha256 string, ok bool) {
 	return sha256, ok
 }
 
-// KeyAt returns the key of the file that an Exe.Path leads to. It costs one system
-// call, or three if paths are those of another mount namespace, and can wait for a
-// file system in user space.
-func (h *Hasher) KeyAt(path string) (Key, bool) {
-	key, regular, err := h.fs.ref.key(path)
-	return key, err == nil && regular
+// Reading is a file that is being hashed, a piece at a time: so that many can be
+// read in turn. It is for one goroutine at a time.
+type Reading struct {
+	h      *Hasher
+	fd     int
+	key    Key
+	rested bool // before it was read it had been at rest
+	sum    hash.Hash
+	offset int64
+	spent  time.Duration
 }
 
-// Request asks for a hash and never waits. It is false, and counted, if too many
-// wait already.
-func (h *Hasher) Request(r Request) bool {
-	select {
-	case h.requests <- r:
-		return true
-	default:
-		h.dropped.Add(1)
-		return false
-	}
-}
-
-// Dropped returns how many requests were dropped.
-func (h *Hasher) Dropped() uint64 { return h.dropped.Load() }
-
-// Run answers requests, each with one call of done, until ctx is done. Requests
-// that wait then stay without an answer. A read that hangs, in a dead network
-// file system, holds it up.
-func (h *Hasher) Run(ctx context.Context, done func(Result)) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case r := <-h.requests:
-			res := Result{Request: r}
-			res.Key, res.SHA256, res.Err = h.answer(ctx, r)
-			if ctx.Err() != nil {
-				return nil
-			}
-			done(res)
-		}
-	}
-}
-
-func (h *Hasher) answer(ctx context.Context, r Request) (Key, string, error) {
+// Open begins to hash a file. sha256 is set, and there is nothing to read, if it is
+// known already. Errors: ErrGone, ErrTooLarge, or that the file cannot be opened.
+// No part of a file that is too large is read.
+func (h *Hasher) Open(r Request) (reading *Reading, sha256 string, err error) {
 	fd, err := h.fs.openToRead(r)
 	if err != nil {
-		return Key{}, "", fmt.Errorf("hash executable of process %d: %w", r.PID, err)
+		return nil, "", fmt.Errorf("hash executable of process %d: %w", r.PID, err)
 	}
-	defer unix.Close(fd)
-	key, sum, err := h.hash(ctx, fd)
+	reading = &Reading{h: h, fd: fd}
+	if reading.key, _, err = keyOf(fd, "", unix.AT_EMPTY_PATH); err == nil && reading.key.Size > h.cfg.MaxSize {
+		err = fmt.Errorf("%d bytes, at most %d: %w", reading.key.Size, h.cfg.MaxSize, ErrTooLarge)
+	}
+	sum, known := h.Lookup(reading.key)
+	if err == nil && !known {
+		return reading, "", nil
+	}
+	reading.Close()
 	if err != nil {
-		return Key{}, "", fmt.Errorf("hash executable of process %d: %w", r.PID, err)
+		return nil, "", fmt.Errorf("hash executable of process %d: %w", r.PID, err)
 	}
-	return key, sum, nil
+	return nil, sum, nil
+}
+
+// Left returns how many bytes are still to be read.
+func (r *Reading) Left() int64 { return r.key.Size - r.offset }
+
+// Close ends a Reading.
+func (r *Reading) Close() { unix.Close(r.fd) }
+
+// Read reads a piece of some milliseconds, and returns the hash with the last. After
+// that, and after an error, there is only Close. Errors: ErrWriting, ErrTooLarge,
+// ErrTooSlow, or that of reading. The file is read once it has been at rest for
+// longer than the kernel's clock of changes is coarse, else it could change again
+// and show the same Ctime: the first call waits for that.
+func (r *Reading) Read(buf []byte) (sha256 string, err error) {
+	begin := time.Now()
+	if r.sum == nil {
+		if err := r.rest(); err != nil {
+			return "", err
+		}
+	}
+	const piece = 4 << 20
+	for end := r.offset + piece; r.offset < end; {
+		n, err := unix.Pread(r.fd, buf, r.offset)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return "", fmt.Errorf("read: %w", err)
+		case n == 0:
+			return r.done()
+		}
+		r.sum.Write(buf[:n])
+		r.offset += int64(n)
+	}
+	if r.offset > r.h.cfg.MaxSize {
+		return "", ErrTooLarge // it grew
+	}
+	if r.spent += time.Since(begin); r.spent > r.h.cfg.Time {
+		return "", ErrTooSlow
+	}
+	return "", nil
+}
+
+// rest waits until the file can be read.
+func (r *Reading) rest() (err error) {
+	const rest = 100 * time.Millisecond // a jiffy is at most 10 ms
+	r.sum = sha256.New()
+	age := time.Since(time.Unix(0, r.key.Ctime))
+	if age >= 0 && age < rest {
+		time.Sleep(rest - age)
+		if r.key, _, err = keyOf(r.fd, "", unix.AT_EMPTY_PATH); err != nil {
+			return err
+		}
+		age = time.Since(time.Unix(0, r.key.Ctime))
+	}
+	r.rested = age >= rest // not so if Ctime is in the future
+	return nil
+}
+
+// done returns the hash of what was read, if that was one content.
+func (r *Reading) done() (string, error) {
+	after, _, err := keyOf(r.fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return "", err
+	}
+	if after != r.key {
+		return "", ErrWriting
+	}
+	sum := hex.EncodeToString(r.sum.Sum(nil))
+	if r.rested {
+		r.h.keep(r.key, sum)
+	}
+	return sum, nil
 }
 
 // openToRead opens the file of a request: by the process, which is the very file
@@ -210,82 +265,14 @@ func keyOf(dir int, name string, flags int) (key Key, regular bool, err error) {
 	}, st.Mode&unix.S_IFMT == unix.S_IFREG, err
 }
 
-// hash returns what is kept of an open file, or reads it. The file is read once
-// it has been at rest for longer than the kernel's clock of changes is coarse:
-// else it could change again and show the same Ctime.
-func (h *Hasher) hash(ctx context.Context, fd int) (Key, string, error) {
-	const rest = 100 * time.Millisecond // a jiffy is at most 10 ms
-	key, _, err := keyOf(fd, "", unix.AT_EMPTY_PATH)
-	if err != nil {
-		return Key{}, "", err
-	}
-	if sum, ok := h.Lookup(key); ok {
-		return key, sum, nil
-	}
-	age := time.Since(time.Unix(0, key.Ctime))
-	if age >= 0 && age < rest {
-		if err := sleep(ctx, rest-age); err != nil {
-			return Key{}, "", err
-		}
-		if key, _, err = keyOf(fd, "", unix.AT_EMPTY_PATH); err != nil {
-			return Key{}, "", err
-		}
-		age = time.Since(time.Unix(0, key.Ctime))
-	}
-	sum, err := digest(ctx, fd)
-	if err != nil {
-		return Key{}, "", err
-	}
-	after, _, err := keyOf(fd, "", unix.AT_EMPTY_PATH)
-	if err != nil {
-		return Key{}, "", err
-	}
-	if after != key {
-		return Key{}, "", ErrWriting
-	}
-	if age >= rest { // not so if Ctime is in the future
-		h.keep(key, sum)
-	}
-	return key, sum, nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
-}
-
-// digest reads a file from its beginning to its end, in pieces.
-func digest(ctx context.Context, fd int) (string, error) {
-	const piece = 256 << 10
-	sum, buf, offset := sha256.New(), make([]byte, piece), int64(0)
-	for {
-		if err := ctx.Err(); err != nil {
-			return "", err
-		}
-		n, err := unix.Pread(fd, buf, offset)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return "", fmt.Errorf("read: %w", err)
-		}
-		if n == 0 {
-			return hex.EncodeToString(sum.Sum(nil)), nil
-		}
-		sum.Write(buf[:n])
-		offset += int64(n)
-	}
-}
-
 // keep publishes a hash, and drops the oldest if there are too many.
 func (h *Hasher) keep(key Key, sum string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	old := *h.hashes.Load()
+	if _, ok := old[key]; ok {
+		return
+	}
 	hashes := make(map[Key]string, len(old)+1)
 	for k, v := range old {
 		hashes[k] = v

@@ -13,38 +13,36 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/verdictd/verdictd/internal/lab"
 	"github.com/verdictd/verdictd/internal/lab/labtest"
 	"github.com/verdictd/verdictd/process"
 )
 
-// hasher runs one until the end of the test; ask asks it and waits.
-func hasher(t *testing.T, fs *FS, cfg HasherConfig) (h *Hasher, ask func(Request) Result) {
-	t.Helper()
-	h = NewHasher(fs, cfg)
-	results := make(chan Result, 16)
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- h.Run(ctx, func(r Result) { results <- r }) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	return h, func(r Request) Result {
-		t.Helper()
-		if !h.Request(r) {
-			t.Fatal("dropped")
-		}
-		select {
-		case res := <-results:
-			return res
-		case <-time.After(20 * time.Second):
-			t.Fatal("no answer")
-			return Result{}
-		}
+// answer is what came of a request.
+type answer struct {
+	Key    Key
+	SHA256 string
+	Err    error
+}
+
+// hash hashes a file to its end.
+func (h *Hasher) hash(r Request) (a answer) {
+	reading, sum, err := h.Open(r)
+	if reading == nil {
+		return answer{SHA256: sum, Err: err}
 	}
+	defer reading.Close()
+	buf := make([]byte, 64<<10)
+	for a.SHA256 == "" && a.Err == nil {
+		a.SHA256, a.Err = reading.Read(buf)
+	}
+	a.Key = reading.key
+	return a
+}
+
+// hasher returns one, and what asks it.
+func hasher(fs *FS, cfg HasherConfig) (h *Hasher, ask func(Request) answer) {
+	h = NewHasher(fs, cfg)
+	return h, h.hash
 }
 
 func sum(t testing.TB, path string) string {
@@ -59,15 +57,15 @@ func sum(t testing.TB, path string) string {
 
 func TestHasher(t *testing.T) {
 	fs := open(t)
-	h, ask := hasher(t, fs, HasherConfig{})
+	h, ask := hasher(fs, HasherConfig{})
 	path := program(t, filepath.Join(t.TempDir(), "a"), "")
 	c := start(t, path, nil)
-	want, key := sum(t, path), must2(h.KeyAt(path))(t)
+	want, key := sum(t, path), keyAt(t, path)
 	r := Request{PID: c.pid, StartBoot: must(fs.StartBoot(c.pid))(t), Path: path, Exe: must(fs.Exe(c.pid))(t)}
 	if _, ok := h.Lookup(key); ok {
 		t.Error("kept before it was asked for")
 	}
-	if res := ask(r); res.Err != nil || res.SHA256 != want || res.Key != key || res.PID != c.pid {
+	if res := ask(r); res.Err != nil || res.SHA256 != want || res.Key != key {
 		t.Errorf("got %+v, want %s", res, want)
 	}
 	if got, ok := h.Lookup(key); !ok || got != want {
@@ -104,7 +102,7 @@ func TestHasher(t *testing.T) {
 
 func TestHasherDeleted(t *testing.T) {
 	fs := open(t)
-	_, ask := hasher(t, fs, HasherConfig{})
+	_, ask := hasher(fs, HasherConfig{})
 	path := program(t, filepath.Join(t.TempDir(), "a"), "")
 	for _, mode := range []string{"CHILD=", "CHILD=leader", "CHILD=memfd"} {
 		path := program(t, path+mode, "")
@@ -121,7 +119,7 @@ func TestHasherDeleted(t *testing.T) {
 // TestHasherDevice: a path that leads to a device by now is not even opened.
 func TestHasherDevice(t *testing.T) {
 	fs := open(t)
-	_, ask := hasher(t, fs, HasherConfig{})
+	_, ask := hasher(fs, HasherConfig{})
 	st := statOf(t, "/dev/zero")
 	r := Request{Path: "/dev/zero", Exe: process.Exe{Inode: st.inode, Device: st.device}}
 	if res := ask(r); !errors.Is(res.Err, ErrGone) {
@@ -131,7 +129,7 @@ func TestHasherDevice(t *testing.T) {
 
 func TestHasherChanging(t *testing.T) {
 	fs := open(t)
-	h, ask := hasher(t, fs, HasherConfig{})
+	h, ask := hasher(fs, HasherConfig{})
 	path := filepath.Join(t.TempDir(), "a")
 	if err := os.WriteFile(path, []byte(strings.Repeat("x", 32<<20)), 0o600); err != nil {
 		t.Fatal(err)
@@ -168,7 +166,7 @@ func TestHasherChanging(t *testing.T) {
 	if _, err := f.WriteAt([]byte("z"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if got, ok := h.Lookup(must2(h.KeyAt(path))(t)); ok {
+	if got, ok := h.Lookup(keyAt(t, path)); ok {
 		t.Errorf("changed content has hash %s", got)
 	}
 	if res := ask(r); res.Err != nil || res.SHA256 != sum(t, path) {
@@ -185,18 +183,10 @@ func TestHasherChanging(t *testing.T) {
 }
 
 func TestHasherBounds(t *testing.T) {
-	fs := open(t)
-	h := NewHasher(fs, HasherConfig{Waiting: 2, Entries: 2})
-	for i := range 5 {
-		if ok := h.Request(Request{}); ok != (i < 2) {
-			t.Errorf("request %d: %v", i, ok)
-		}
-	}
-	if h.Dropped() != 3 {
-		t.Errorf("%d dropped, want 3", h.Dropped())
-	}
+	h := NewHasher(open(t), HasherConfig{Entries: 2})
 	keys := []Key{{Inode: 1}, {Inode: 2}, {Inode: 3}, {Inode: 4}, {Inode: 5}}
 	for _, k := range keys {
+		h.keep(k, "x")
 		h.keep(k, "x")
 	}
 	for i, k := range keys {
@@ -206,49 +196,50 @@ func TestHasherBounds(t *testing.T) {
 	}
 }
 
-// TestHasherEnds: a big file does not hold up the end.
-func TestHasherEnds(t *testing.T) {
-	labtest.Leaks(t)
-	fs := must(Open("/proc"))(t)
+// TestHasherSize: of a file that is too large nothing is read, one that grows
+// beyond the bound is left, and so is one that takes too long.
+func TestHasherSize(t *testing.T) {
+	fs := open(t)
 	path := filepath.Join(t.TempDir(), "a")
 	f := must(os.Create(path))(t)
+	defer f.Close()
 	const big = 1 << 40 // sparse
 	if err := f.Truncate(big); err != nil {
 		labtest.Lacks(t, "sparse files", err)
 	}
-	f.Close()
-	h := NewHasher(fs, HasherConfig{})
 	st := statOf(t, path)
-	h.Request(Request{Path: path, Exe: process.Exe{Inode: st.inode, Device: st.device}})
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() {
-		ended <- h.Run(ctx, func(r Result) { t.Errorf("answer %+v", r) })
-	}()
-	if !lab.Poll(5*time.Second, func() bool { return len(h.requests) == 0 }) {
-		t.Error("not taken")
+	r := Request{Path: path, Exe: process.Exe{Inode: st.inode, Device: st.device}}
+	h := NewHasher(fs, HasherConfig{})
+	if reading, _, err := h.Open(r); reading != nil || !errors.Is(err, ErrTooLarge) {
+		t.Errorf("1 TiB: %v, %v", reading, err)
 	}
-	time.Sleep(200 * time.Millisecond)
-	cancel()
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(5 * time.Second):
-		t.Error("did not end")
+	if a := NewHasher(fs, HasherConfig{MaxSize: big, Time: 10 * time.Millisecond}).hash(r); !errors.Is(a.Err, ErrTooSlow) {
+		t.Errorf("1 TiB without a bound: %+v", a)
 	}
-	if err := fs.Close(); err != nil {
-		t.Error(err)
+	if err := f.Truncate(1); err != nil {
+		t.Fatal(err)
+	}
+	reading, _, err := h.Open(r)
+	if err != nil || reading.Left() != 1 {
+		t.Fatalf("1 byte: %+v, %v", reading, err)
+	}
+	defer reading.Close()
+	if err := f.Truncate(big); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = reading.Read(make([]byte, 1<<20))
+	}
+	if !errors.Is(err, ErrTooLarge) || reading.offset > DefaultMaxSize+8<<20 {
+		t.Errorf("grown: %v after %d bytes", err, reading.offset)
 	}
 }
 
-func must2[T any](v T, ok bool) func(testing.TB) T {
-	return func(t testing.TB) T {
-		t.Helper()
-		if !ok {
-			t.Fatal(unix.ENOENT)
-		}
-		return v
+func keyAt(t testing.TB, path string) Key {
+	t.Helper()
+	key, _, err := keyOf(unix.AT_FDCWD, path, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return key
 }

@@ -146,12 +146,9 @@ func TestLabHostPath(t *testing.T) {
 			}
 		}
 		check("at its path")
-		hasher := NewHasher(h.fs, HasherConfig{})
-		if key, ok := hasher.KeyAt(path); !ok || key.Inode != truth.inode || key.Device != truth.device {
-			t.Errorf("key %+v, %v; want inode %d", key, ok, truth.inode)
-		}
-		if _, sum, err := hasher.answer(t.Context(), Request{PID: 1 << 30, Path: path, Exe: want}); err != nil || sum == "" {
-			t.Errorf("hash by path: %q, %v", sum, err)
+		hashed := NewHasher(h.fs, HasherConfig{}).hash(Request{PID: 1 << 30, Path: path, Exe: want})
+		if hashed.Err != nil || hashed.Key.Inode != truth.inode || hashed.Key.Device != truth.device {
+			t.Errorf("hash by path: %+v, want inode %d", hashed, truth.inode)
 		}
 		h.in(func() { program(t, path, "x") })
 		want.Deleted = true

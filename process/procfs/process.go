@@ -16,7 +16,31 @@ import (
 // ErrGone if there is no such process, or if pid is that of a thread. A zombie is
 // a process without program and arguments. Other errors: unix.EACCES and
 // unix.EPERM where proc is mounted with hidepid; ErrGone if it hides all.
-func (fs *FS) Process(pid uint32) (*process.Process, error) {
+func (fs *FS) Process(pid uint32) (*process.Process, error) { return fs.process(pid, true) }
+
+// Program is Process without the arguments. What it reads does not need the lock of
+// the process's memory map, which the process can hold for as long as it likes.
+func (fs *FS) Program(pid uint32) (*process.Process, error) { return fs.process(pid, false) }
+
+// Cmdline returns the arguments of a process that started then, in ns of
+// CLOCK_BOOTTIME. It can wait for the process. ErrGone as for Process.
+func (fs *FS) Cmdline(pid uint32, startBoot uint64) (string, error) {
+	e, err := fs.entry(pid)
+	if err != nil {
+		return "", err
+	}
+	defer e.close()
+	st, err := e.stat()
+	if err != nil {
+		return "", processError(pid, err)
+	}
+	if !SameStartBoot(st.start, startBoot) {
+		return "", processError(pid, ErrGone)
+	}
+	return e.cmdline(st), nil
+}
+
+func (fs *FS) process(pid uint32, args bool) (*process.Process, error) {
 	e, err := fs.entry(pid)
 	if err != nil {
 		return nil, err
@@ -30,7 +54,9 @@ func (fs *FS) Process(pid uint32) (*process.Process, error) {
 	const tries = 3 // against execve between two reads
 	for range tries {
 		p.Exe = fs.exe(e, before)
-		p.Cmdline = e.cmdline(before)
+		if args {
+			p.Cmdline = e.cmdline(before)
+		}
 		after, err := e.stat()
 		if err != nil {
 			return nil, processError(pid, err)

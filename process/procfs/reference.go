@@ -357,12 +357,11 @@ func (r *reference) has(fd int) bool {
 	return ours
 }
 
-// key is the Key of the file that an absolute path leads to.
-func (r *reference) key(path string) (key Key, regular bool, err error) {
-	fd, err := r.open(path)
-	if err != nil {
-		return Key{}, false, err
+// HostMounts returns the mount namespace in which a path that the kernel has walked
+// from a file to the root is one of Exe.Path; 0 if there is none.
+func (fs *FS) HostMounts() uint32 {
+	if !fs.ref.atRoot {
+		return 0
 	}
-	defer unix.Close(fd)
-	return keyOf(fd, "", unix.AT_EMPTY_PATH)
+	return fs.ref.mountNS
 }
