@@ -60,6 +60,7 @@ func appendProcess(b []byte, p *process.Process) []byte {
 	b = nonempty(b, "exe", e.Path)
 	b = nonempty(b, "exe_inside", e.Inside)
 	b = nonempty(b, "exe_sha256", e.SHA256)
+	b = nonempty(b, "exe_no_sha256", e.NoSHA256)
 	if e.Inode != 0 {
 		b = number(b, "exe_inode", e.Inode)
 		b = number(b, "exe_device", e.Device)

@@ -226,6 +226,9 @@ func (l *Log) pass(now time.Time) int {
 // write gives e to all outputs.
 func (l *Log) write(e *Event, now time.Time) {
 	l.events.Add(1)
+	if e.Owner != nil && e.Owner.Later != nil {
+		e.Owner = e.Owner.Later()
+	}
 	for _, o := range l.outputs {
 		o.put(e, now)
 	}

@@ -67,6 +67,11 @@ type Owner struct {
 	User   string `json:"user,omitempty"` // name of UID; empty if it has none
 
 	Process *Process `json:"process,omitempty"` // nil if it is not known
+
+	// Later, if it is not nil, returns the owner with what has been looked up since:
+	// for records, not for decisions. It may be called from any goroutine.
+	Later func() *Owner `json:"-"`
+
 	Cgroup  Cgroup   `json:"cgroup"`            // the zero value if it is not known
 }
 

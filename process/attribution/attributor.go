@@ -14,11 +14,12 @@ type Attributor struct {
 	diag *sockdiag.Conn // nil: sock_diag cannot be asked
 
 	// Scratch, so that questions allocate nothing.
-	flow   record.Flow
-	owner  record.Owner
-	proc   record.Process
-	socket sockdiag.Socket
-	key    packet.Key
+	flow    record.Flow
+	owner   record.Owner
+	proc    record.Process
+	socket  sockdiag.Socket
+	key     packet.Key
+	subject subject
 
 	caches
 }
@@ -186,8 +187,7 @@ func (a *Attributor) ownerOf(s *sockdiag.Socket, m *packet.Meta) (*process.Owner
 	if s.Inode == 0 {
 		return a.r.nobody, 0 // not accepted yet, or closed: then its user says nothing
 	}
-	o, more := a.bySocketUser(s, m)
-	return o, pending | more
+	return a.bySocketUser(s, m, pending)
 }
 
 // held returns the one process that holds the socket, as it was found beside the

@@ -45,6 +45,7 @@ type ownerKey struct {
 	hasGID   bool
 	cgroup   uint64
 	grouped  bool // the path of the control group is known
+	pending  bool // who it is may become known
 }
 
 // known is what an Attributor knows of a process.
@@ -56,6 +57,14 @@ type known struct {
 	execs   uint32        // present.execs
 	retry   int64         // present.retry
 	bare    bool          // nobody knows what it runs: it ran something else than now
+}
+
+// subject says where more may become known of an owner.
+type subject struct {
+	image   programKey
+	args    programKey
+	present processKey
+	socket  uint32
 }
 
 // caches are what an Attributor has found out.
@@ -108,6 +117,7 @@ func (a *Attributor) process(o *record.Owner) (p *process.Process, pending proce
 		return p, pending, false
 	}
 	k := imageKey{name, o.ExecID, o.Comm}
+	a.subject = subject{image: programKey{name, o.ExecID}, args: programKey{name, o.ExecID}}
 	c, ok := a.images[k]
 	switch {
 	case ok:
@@ -210,6 +220,7 @@ func (a *Attributor) now(name processKey, o *record.Owner) (*process.Process, pr
 // stale. o, if it is not nil, is what is known of one that has ended.
 func (a *Attributor) presentNow(name processKey, c known, stale bool, group uint32, o *record.Owner) (*process.Process, process.Facts) {
 	refused := process.Facts(0)
+	a.subject = subject{present: name, args: c.args}
 	if stale {
 		at := a.r.presents.at(name)
 		answer := at.answer.Load()
@@ -343,23 +354,25 @@ func (a *Attributor) byUID(m *packet.Meta) (*process.Owner, process.Facts) {
 	if !m.HasUID {
 		return a.r.nobody, 0
 	}
+	a.subject = subject{}
 	return a.whole(ownerKey{source: process.UIDOnly, uid: m.UID, gid: m.GID, hasGID: m.HasGID}, 0)
 }
 
 // bySocketUser is the same by what sock_diag says of the socket. It asks for a
 // search, after which more may be known.
-func (a *Attributor) bySocketUser(s *sockdiag.Socket, m *packet.Meta) (*process.Owner, process.Facts) {
+func (a *Attributor) bySocketUser(s *sockdiag.Socket, m *packet.Meta, pending process.Facts) (*process.Owner, process.Facts) {
 	if s.Inode != 0 {
 		a.r.search()
 	}
-	k := ownerKey{source: process.UIDOnly, uid: s.UID}
+	a.subject = subject{socket: s.Inode}
+	k := ownerKey{source: process.UIDOnly, uid: s.UID, pending: pending != 0}
 	if s.HasCgroup {
 		k.cgroup = s.CgroupID
 	}
 	if m.HasUID && m.HasGID && m.UID == s.UID {
 		k.gid, k.hasGID = m.GID, true
 	}
-	return a.whole(k, 0)
+	return a.whole(k, pending)
 }
 
 // whole returns the owner with these facts, of which some are pending.
@@ -370,10 +383,44 @@ func (a *Attributor) whole(k ownerKey, pending process.Facts) (*process.Owner, p
 	if o, ok := a.owners[k]; ok && o.User == a.r.users.Name(k.uid) {
 		return o, pending
 	}
-	return put(a.owners, k, a.r.named(process.Owner{
+	o := a.r.named(process.Owner{
 		Source: k.source, UID: k.uid, HasUID: true, GID: k.gid, HasGID: k.hasGID,
 		User: a.r.users.Name(k.uid), Process: k.process, Cgroup: c,
-	})), pending
+	})
+	if pending&^process.FactHash != 0 {
+		at := a.subject
+		o.Later = func() *process.Owner { return a.r.later(o, at) }
+	}
+	return put(a.owners, k, o), pending
+}
+
+// later returns an owner with what is known of it by now.
+func (r *Resolver) later(o *process.Owner, at subject) *process.Owner {
+	l := *o
+	l.ID, l.Later = 0, nil // another one
+	if c := r.cgroups.peek(o.Cgroup.ID); c != nil {
+		l.Cgroup = *c
+	}
+	if f := r.sockets.peek(at.socket); f != nil && at.socket != 0 && l.Process == nil && f.process.pid != 0 {
+		at.present, l.Source = f.process, process.Diag
+	}
+	var p process.Process
+	if l.Process != nil {
+		p = *l.Process
+	}
+	if c := r.presents.peek(at.present); c != nil && c.p != nil {
+		p, at.args = *c.p, c.args
+	}
+	if i := r.images.peek(at.image); i != nil && !i.gaveUp {
+		p.Exe, p.Parents = i.exe, i.parents
+	}
+	if t := r.lines.peek(at.args); t != nil && !t.gaveUp && strings.HasPrefix(t.text, p.Cmdline) {
+		p.Cmdline = t.text
+	}
+	if p.PID != 0 {
+		l.Process = &p
+	}
+	return &l
 }
 
 // comm returns the name of a process.
