@@ -25,7 +25,7 @@ const (
 
 // Defaults of Config.HoldFacts and HoldHash.
 const (
-	DefaultHoldFacts = 100 * time.Millisecond
+	DefaultHoldFacts = 250 * time.Millisecond
 	DefaultHoldHash  = 2 * time.Second
 )
 

@@ -154,7 +154,7 @@ func BenchmarkLog(b *testing.B) {
 	for b.Loop() {
 		slot := r.Next()
 		if slot == nil {
-			l.pass(now)
+			l.pass(now, 0)
 			slot = r.Next()
 		}
 		*slot = e

@@ -177,7 +177,7 @@ func (l *Log) Run(ctx context.Context) error {
 	now := time.Now()
 	p := pacer{lastFlush: now, lastSync: now, lastLoss: now}
 	for ctx.Err() == nil {
-		busy := l.pass(time.Now()) > l.cfg.RingEvents/4
+		busy := l.pass(time.Now(), ownerPatience) > l.cfg.RingEvents/4
 		l.upkeep(&p, time.Now())
 		if busy {
 			continue
@@ -202,9 +202,13 @@ func due(last *time.Time, now time.Time, interval time.Duration) bool {
 	return true
 }
 
-// pass writes what is in the rings now and returns the most that one of them
-// held.
-func (l *Log) pass(now time.Time) int {
+// ownerPatience is how long a record may wait for facts about its owner that are being
+// looked up, if there is room for those behind it.
+const ownerPatience = 100 * time.Millisecond
+
+// pass writes what is in the rings now, but for records that wait for facts, and
+// returns the most that it wrote of one of them.
+func (l *Log) pass(now time.Time, patience time.Duration) int {
 	l.mu.Lock()
 	rings, cold := l.rings, l.cold
 	l.cold = nil
@@ -217,8 +221,19 @@ func (l *Log) pass(now time.Time) int {
 		take(&cold[i])
 	}
 	most := 0
+	write := func(e *Event, left int) bool {
+		if e.Owner != nil && e.Owner.Later != nil {
+			o, whole := e.Owner.Later()
+			if !whole && left < l.cfg.RingEvents/2 && now.UnixNano()-e.Time < int64(patience) {
+				return false
+			}
+			e.Owner = o
+		}
+		take(e)
+		return true
+	}
 	for _, r := range rings {
-		most = max(most, r.Drain(take))
+		most = max(most, r.drainWhile(write))
 	}
 	return most
 }
@@ -226,9 +241,6 @@ func (l *Log) pass(now time.Time) int {
 // write gives e to all outputs.
 func (l *Log) write(e *Event, now time.Time) {
 	l.events.Add(1)
-	if e.Owner != nil && e.Owner.Later != nil {
-		e.Owner = e.Owner.Later()
-	}
 	for _, o := range l.outputs {
 		o.put(e, now)
 	}
@@ -328,7 +340,7 @@ const originLog = "log"
 // finish writes everything that is left and closes.
 func (l *Log) finish() error {
 	now := time.Now()
-	l.pass(now)
+	l.pass(now, 0)
 	l.recordLosses(now)
 	s := l.Stats()
 	l.write(&Event{Kind: Stats, Time: now.UnixNano(), Origin: originLog, Counters: []Counter{

@@ -63,5 +63,16 @@ func (r *Ring) Drain(fn func(*Event)) int {
 // Full returns whether Next would find no room. For the producer only.
 func (r *Ring) Full() bool { return r.head.Load()-r.tail.Load() > r.mask }
 
+// drainWhile is Drain until fn returns false: that event stays. fn is told how many
+// events there are from its own on.
+func (r *Ring) drainWhile(fn func(e *Event, left int) bool) int {
+	tail, head := r.tail.Load(), r.head.Load()
+	i := tail
+	for ; i != head && fn(&r.slots[i&r.mask], int(head-i)); i++ {
+		r.tail.Store(i + 1)
+	}
+	return int(i - tail)
+}
+
 // Lost returns how many events did not fit. It may be called from anywhere.
 func (r *Ring) Lost() uint64 { return r.lost.Load() }

@@ -68,9 +68,10 @@ type Owner struct {
 
 	Process *Process `json:"process,omitempty"` // nil if it is not known
 
-	// Later, if it is not nil, returns the owner with what has been looked up since:
-	// for records, not for decisions. It may be called from any goroutine.
-	Later func() *Owner `json:"-"`
+	// Later, if it is not nil, returns the owner with what has been looked up since,
+	// and whether that is all: for records, not for decisions. It may be called from
+	// any goroutine.
+	Later func() (o *Owner, whole bool) `json:"-"`
 
 	Cgroup  Cgroup   `json:"cgroup"`            // the zero value if it is not known
 }

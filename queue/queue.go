@@ -332,7 +332,8 @@ func (q *Queue) drain(h packet.Handler) error {
 		if err != nil {
 			return err
 		}
-		if q.answer(h, time.Now().UnixNano()) == 0 && late {
+		now := time.Now().UnixNano()
+		if q.answer(h, now) == 0 && late && q.settleHeld(now, false) == 0 {
 			return nil
 		}
 	}

@@ -44,8 +44,8 @@ type ownerKey struct {
 	uid, gid uint32
 	hasGID   bool
 	cgroup   uint64
-	grouped  bool // the path of the control group is known
-	pending  bool // who it is may become known
+	grouped  bool   // the path of the control group is known
+	socket   uint32 // inode of one whose holder is being looked up; else 0
 }
 
 // known is what an Attributor knows of a process.
@@ -65,6 +65,7 @@ type subject struct {
 	args    programKey
 	present processKey
 	socket  uint32
+	pending process.Facts
 }
 
 // caches are what an Attributor has found out.
@@ -229,8 +230,9 @@ func (a *Attributor) presentNow(name processKey, c known, stale bool, group uint
 			if a.r.askPresent(at, name, group) {
 				refused = 0
 			}
-			if c.p == nil && o != nil {
-				c.p = a.bare(o)
+			if c.p == nil && o != nil { // the same one until more is known
+				c = known{p: a.bare(o), execs: a.r.rec.Execs(name.pid) - 1}
+				put(a.present, name, c)
 			}
 			return c.p, process.FactsOfProcess &^ refused
 		}
@@ -365,7 +367,10 @@ func (a *Attributor) bySocketUser(s *sockdiag.Socket, m *packet.Meta, pending pr
 		a.r.search()
 	}
 	a.subject = subject{socket: s.Inode}
-	k := ownerKey{source: process.UIDOnly, uid: s.UID, pending: pending != 0}
+	k := ownerKey{source: process.UIDOnly, uid: s.UID}
+	if pending != 0 {
+		k.socket = s.Inode
+	}
 	if s.HasCgroup {
 		k.cgroup = s.CgroupID
 	}
@@ -388,21 +393,31 @@ func (a *Attributor) whole(k ownerKey, pending process.Facts) (*process.Owner, p
 		User: a.r.users.Name(k.uid), Process: k.process, Cgroup: c,
 	})
 	if pending&^process.FactHash != 0 {
-		at := a.subject
-		o.Later = func() *process.Owner { return a.r.later(o, at) }
+		at, r := a.subject, a.r
+		at.pending = pending
+		o.Later = func() (*process.Owner, bool) { return r.later(o, at) }
 	}
 	return put(a.owners, k, o), pending
 }
 
-// later returns an owner with what is known of it by now.
-func (r *Resolver) later(o *process.Owner, at subject) *process.Owner {
-	l := *o
+// later returns an owner with what is known of it by now, and whether that is all.
+func (r *Resolver) later(o *process.Owner, at subject) (l *process.Owner, whole bool) {
+	owner := *o
+	l, whole = &owner, true
 	l.ID, l.Later = 0, nil // another one
 	if c := r.cgroups.peek(o.Cgroup.ID); c != nil {
 		l.Cgroup = *c
+	} else {
+		whole = at.pending&process.FactCgroup == 0
 	}
-	if f := r.sockets.peek(at.socket); f != nil && at.socket != 0 && l.Process == nil && f.process.pid != 0 {
-		at.present, l.Source = f.process, process.Diag
+	if at.socket != 0 {
+		f := r.sockets.peek(at.socket)
+		if f == nil {
+			return l, false
+		}
+		if f.process.pid != 0 {
+			at.present, l.Source = f.process, process.Diag
+		}
 	}
 	var p process.Process
 	if l.Process != nil {
@@ -411,16 +426,20 @@ func (r *Resolver) later(o *process.Owner, at subject) *process.Owner {
 	if c := r.presents.peek(at.present); c != nil && c.p != nil {
 		p, at.args = *c.p, c.args
 	}
-	if i := r.images.peek(at.image); i != nil && !i.gaveUp {
+	i := r.images.peek(at.image)
+	if i != nil && !i.gaveUp {
 		p.Exe, p.Parents = i.exe, i.parents
 	}
-	if t := r.lines.peek(at.args); t != nil && !t.gaveUp && strings.HasPrefix(t.text, p.Cmdline) {
+	t := r.lines.peek(at.args)
+	if t != nil && !t.gaveUp && strings.HasPrefix(t.text, p.Cmdline) {
 		p.Cmdline = t.text
 	}
 	if p.PID != 0 {
 		l.Process = &p
 	}
-	return &l
+	const looked = process.FactPath | process.FactFile | process.FactParents
+	missing := i == nil && at.image.pid != 0 && at.pending&looked != 0 || t == nil && at.args.pid != 0 && at.pending&process.FactArgs != 0
+	return l, whole && !missing
 }
 
 // comm returns the name of a process.
