@@ -73,7 +73,7 @@ type Owner struct {
 	// any goroutine.
 	Later func() (o *Owner, whole bool) `json:"-"`
 
-	Cgroup  Cgroup   `json:"cgroup"`            // the zero value if it is not known
+	Cgroup Cgroup `json:"cgroup"` // the zero value if it is not known
 }
 
 // Process is a process: a program that was started once.

@@ -258,7 +258,7 @@ func TestLabSeeded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer own.Close()
-	o = a.Owner(sentBy(own.LocalAddr().(*net.UDPAddr).AddrPort(), to))
+	o = a.Settled(sentBy(own.LocalAddr().(*net.UDPAddr).AddrPort(), to))
 	if o.Process == nil || int(o.Process.PID) != os.Getpid() || o.Source != process.LookedUp {
 		t.Errorf("an older process: got %+v, want %d, looked up", *o, os.Getpid())
 	}
