@@ -113,7 +113,7 @@ func TestJournal(t *testing.T) {
 	ring, now := l.Ring("test"), time.Now()
 	take := func(n uint64) {
 		produce(ring, 1, n)
-		l.pass(now)
+		l.pass(now, 0)
 	}
 	take(5)
 	l.flush(l.outputs[0], now) // log_begins and 5 are written
