@@ -208,6 +208,7 @@ func (a *Attributor) held(s *sockdiag.Socket) (*process.Owner, process.Facts) {
 		}
 	}
 	if h != nil && h.alike != nil {
+		a.subject = subject{}
 		k := ownerKey{process: h.alike, source: process.Diag, uid: s.UID}
 		if s.HasCgroup {
 			k.cgroup = s.CgroupID
