@@ -102,6 +102,7 @@ type entry struct {
 	owner       uint32    // of the local socket: its number in the worker's owners, 0 if none
 	judged      uint32    // the one whom the policy saw last, likewise; 0 if it did not ask
 	changes     uint32    // what Attributor.Changes said when the owner was looked for
+	revision    uint32    // Attributor.Revision then
 	repeats     uint32    // dropped packets not yet reported
 	reported    uint32    // Unix seconds of the last event about drops
 	known       uint8     // hasUID ...
@@ -111,6 +112,7 @@ type entry struct {
 	reset       bool      // a connection that was let through, or had begun, before it was denied
 	hook        packet.Hook
 	pending     process.Facts // of the owner
+	lacking     process.Facts // of them, what decisions about the flow read
 	held        bool          // packets of the flow are held
 }
 

@@ -246,12 +246,7 @@ func (w *Worker) lacks(reads *rules.FieldSet) (lacking process.Facts) {
 	if w.pending == 0 || w.facts.Owner == nil {
 		return 0
 	}
-	for i := range w.engine.outside.facts {
-		bit := process.Facts(1) << i
-		if w.pending&bit != 0 && reads.Intersects(w.engine.outside.facts[i]) {
-			lacking |= bit
-		}
-	}
+	lacking = w.among(w.pending, reads) &^ process.FactRefused
 	if lacking&process.FactHash != 0 && !w.attributor.WantHash(w.facts.Owner, w.pending) {
 		lacking &^= process.FactHash
 	}

@@ -44,6 +44,7 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 		return packet.Verdict{Action: packet.Hold}
 	}
 	d, err := w.evaluate()
+	e.lacking |= w.among(e.pending, &d.Reads)
 	if w.hold(known, m) {
 		return packet.Verdict{Action: packet.Hold}
 	}
@@ -143,6 +144,7 @@ func (w *Worker) stillAccepted(e *entry, s *slot, m *packet.Meta) bool {
 	reversePacket(&w.pkt)
 	w.facts.Meta = &mirror
 	d, err := w.evaluate()
+	e.lacking |= w.among(e.pending, &d.Reads)
 	d = w.without(d)
 	w.remember(s, d, err)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/verdictd/verdictd/packet"
 	"github.com/verdictd/verdictd/process"
+	"github.com/verdictd/verdictd/rules"
 )
 
 // An Attributor tells who owns the local socket of a packet: at OUTPUT and
@@ -13,19 +14,20 @@ import (
 // is for the worker's goroutine.
 type Attributor interface {
 	// Owner returns the owner, never nil, and what of it is not known yet but will
-	// be: then Changes and Revision tell. m and p are lent. It is asked about the
-	// first packet of a flow, about packets that belong to none, and again when
-	// Changes says so. It waits for nothing that a process can slow.
+	// be: then Revision tells. m and p are lent. It is asked about the first packet of
+	// a flow, about packets that belong to none, again when Changes says so, and when
+	// Revision does if a decision about the flow lacks one of the pending facts. It
+	// waits for nothing that a process can slow.
 	Owner(m *packet.Meta, p *packet.Packet) (o *process.Owner, pending process.Facts)
 
 	// Changes returns a number that is another one whenever Owner may give
-	// another answer about the flow k than before; it is never 0. k is lent, in
-	// the direction in which the local socket sends. It is called for every
-	// packet, so it may only read memory.
+	// another answer about the flow k than before, but by what was pending; it is
+	// never 0. k is lent, in the direction in which the local socket sends. It is
+	// called for every packet, so it may only read memory.
 	Changes(k *packet.Key) uint32
 
 	// Revision returns a number that is another one once anything that was pending
-	// has become known. It only reads memory.
+	// has become known, or who holds which socket has changed. It only reads memory.
 	Revision() uint32
 
 	// Notify has wake called, from any goroutine, whenever Revision changes; wake
@@ -124,17 +126,50 @@ func (w *Worker) attribute(e *entry, dir int, m *packet.Meta) {
 	if m.Hook == packet.Input || m.Hook == packet.Prerouting {
 		w.local = w.local.Reverse()
 	}
-	if now := a.Changes(&w.local); now != e.changes || m.Time < e.settles || w.begins() {
+	if now := a.Changes(&w.local); now != e.changes || m.Time < e.settles || w.begins() || w.mayLearn(e) {
 		if e.changes != 0 && now != e.changes {
 			e.settles = m.Time + settleTime
 		}
-		e.changes = now // read before Owner: what changes meanwhile is seen next time
+		e.changes, e.revision = now, a.Revision() // read before Owner: what changes meanwhile is seen next time
 		o, pending := a.Owner(m, &w.pkt)
 		if w.replaceOwner(e, o) {
 			e.pending = pending
+			e.lacking = e.lacking&pending | w.lackedBy(&e.slot[0], pending) | w.lackedBy(&e.slot[1], pending)
 		}
 	}
 	w.facts.Owner, w.pending = w.owners.get(e.owner), e.pending
+}
+
+// mayLearn returns whether facts have become known since the owner of flow e was
+// looked for, and the flow lacks some: its decisions read them, or are still to be
+// made.
+func (w *Worker) mayLearn(e *entry) bool {
+	undecided := e.slot[0].epoch != w.now.epoch && e.slot[1].epoch != w.now.epoch
+	return e.pending != 0 && (e.lacking != 0 || undecided) && w.attributor.Revision() != e.revision
+}
+
+// lackedBy returns which pending facts the decision in a slot read.
+func (w *Worker) lackedBy(s *slot, pending process.Facts) process.Facts {
+	if pending == 0 || s.epoch != w.now.epoch {
+		return 0
+	}
+	if d := w.decisionOf(s); d != nil {
+		return w.among(pending, &d.Reads)
+	}
+	return pending // another worker's decision
+}
+
+// among returns the facts that a decision read.
+func (w *Worker) among(facts process.Facts, reads *rules.FieldSet) (read process.Facts) {
+	for i := range w.engine.outside.facts {
+		if bit := process.Facts(1) << i; facts&bit != 0 && reads.Intersects(w.engine.outside.facts[i]) {
+			read |= bit
+		}
+	}
+	if facts&process.FactRefused != 0 && reads.Intersects(w.engine.outside.holder) {
+		read |= process.FactRefused
+	}
+	return read
 }
 
 // replaceOwner takes the owner for that of the flow. A TCP connection keeps the

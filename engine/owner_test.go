@@ -3,6 +3,7 @@ package engine_test
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/logsink"
@@ -17,6 +18,7 @@ type registry struct {
 	pending process.Facts
 	wake    func()
 	changes uint32
+	learned uint32 // lookups that have ended
 	asked   int
 	keys    []packet.Key
 	hashes  []uint32 // pids that were asked for
@@ -27,7 +29,7 @@ func (r *registry) Owner(*packet.Meta, *packet.Packet) (*process.Owner, process.
 	return r.owner, r.pending
 }
 
-func (r *registry) Revision() uint32 { return r.changes }
+func (r *registry) Revision() uint32 { return r.changes + r.learned }
 
 func (r *registry) Notify(wake func()) { r.wake = wake }
 
@@ -298,9 +300,62 @@ func TestHashComesLater(t *testing.T) {
 	}
 	known := program(2, "/curl")
 	known.Process.Exe.SHA256 = "good"
-	r.pending = 0
-	r.becomes(known)
+	r.owner, r.pending = known, 0
+	r.learned++
 	b.want(packet.Output, tcp(client, server, "S"), packet.Accept, engine.ReasonPolicy)
+}
+
+// A lookup that has ended is no business of a flow whose decision read nothing that
+// was pending, and of any other it is, in either direction.
+func TestLookupsOfOthers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		hash    bool
+		pending process.Facts
+		asks    bool
+	}{
+		"nothing pending":   {false, 0, false},
+		"not read":          {false, process.FactHash, false},
+		"read":              {true, process.FactHash, true},
+		"read, not askable": {false, process.FactRefused, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &registry{owner: program(1, "/curl"), pending: tt.pending}
+			b := ownedBench(t, r, &byExe{t: t, exe: "/curl", hash: tt.hash})
+			action := packet.Accept
+			if tt.hash {
+				action = packet.Drop
+			}
+			b.want(packet.Output, udp(client, server), action, engine.ReasonPolicy)
+			for range 3 {
+				asked := r.asked
+				r.learned++
+				b.want(packet.Output, udp(client, server), action, engine.ReasonPolicy)
+				if got := r.asked > asked; got != tt.asks {
+					t.Fatalf("asked for the owner after a lookup: got %v, want %v", got, tt.asks)
+				}
+				asked = r.asked
+				b.want(packet.Output, udp(client, server), action, engine.ReasonPolicy)
+				if r.asked != asked {
+					t.Fatal("asked for the owner though nothing was looked up")
+				}
+			}
+		})
+	}
+}
+
+// An owner of whom more is being looked up is asked for again when the flow is used
+// after that, if what he was before had been decided already.
+func TestHolderBecomesKnown(t *testing.T) {
+	r := &registry{owner: program(1, "/curl")}
+	b := ownedBench(t, r, &byExe{t: t, exe: "/curl"})
+	b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	r.pending = process.FactOwner // as before, and it is being looked at
+	r.changes++
+	b.want(packet.Output, udp(client, server), packet.Accept, engine.ReasonPolicy)
+	b.now += int64(time.Second)
+	r.owner, r.pending = program(2, "/thief"), 0
+	r.learned++
+	b.want(packet.Output, udp(client, server), packet.Drop, engine.ReasonPolicy)
 }
 
 // A decision about a program is final for TCP, when all it read is known, and

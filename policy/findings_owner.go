@@ -22,14 +22,15 @@ func identities() []string {
 }
 
 // owners finds rules that accept for who the owner is and do not ask how that
-// is known, and rules that deny by a hash, which a new program lacks at first.
+// is known, and rules that deny by a hash, which a new program lacks at first, and a
+// large one for ever.
 func (a *analyst) owners() Errors {
 	found := a.trusting()
 	for _, r := range a.deciders(func(verdict string) bool { return verdict == packet.Drop.String() || verdict == packet.Reject.String() }) {
 		for _, region := range a.regions(r) {
 			if d, ok := region.fields[rules.HashPath]; ok && region.clash == nil && d.by != nil {
 				found = append(found, errorAt(d.by.Location, "this rule denies by input."+rules.HashPath+
-					", which a program that was never seen before lacks until it is computed: until then the rule does not match, and those after it decide",
+					", which a program that was never seen before lacks until it is computed: its packets are held for it, at most 2 s, and dropped after that if a later rule accepts; a program over 256 MiB has no hash, and the rules after this one decide",
 					"before the rules that accept, drop what has no hash yet: input.process.pid; not input."+rules.HashPath).coded("hash-pending"))
 				break
 			}

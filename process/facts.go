@@ -20,6 +20,9 @@ const (
 	FactCgroup
 	// FactHash: Exe.SHA256.
 	FactHash
+	// FactRefused: some fact will not become known, as too much is being looked up
+	// already. It is no fact to wait for, but one to ask for again.
+	FactRefused
 )
 
 // FactsOfProcess are all that is looked up of a process.

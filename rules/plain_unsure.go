@@ -35,7 +35,7 @@ func (a *analysis) unsure(r *Rule) {
 		a.add(t.place, Warning, "rule %q trusts %s and does not ask how it is known: add process-source: [bpf-flow, bpf-cookie]", r.Name, a.set.conds[t.cond].key)
 	}
 	if t := asked("exe-sha256"); t != nil && !accepts {
-		a.add(t.place, Warning, "rule %q denies by exe-sha256, which a program that was never seen before lacks until it is computed: until then the rules after it decide", r.Name)
+		a.add(t.place, Warning, "rule %q denies by exe-sha256, which a program that was never seen before lacks until it is computed: its packets are held for it, at most 2 s, and dropped after that if a later rule accepts; a program over 256 MiB has no hash, and the rules after this one decide", r.Name)
 	}
 	for i := range r.tests {
 		t := &r.tests[i]

@@ -3,8 +3,10 @@ package main_test
 import (
 	"bufio"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -58,5 +60,44 @@ func TestLabDoctorHung(t *testing.T) {
 	if want := fmt.Sprintf("pid %d, called hang, of user 0, keeps its memory map locked", pid); !strings.Contains(exit.Stdout, want) ||
 		!strings.Contains(exit.Stdout, "\nrights of this command\n") || took > wait {
 		t.Errorf("got %s%s after %v, want all sections and %q", exit.Stdout, exit.Stderr, took, want)
+	}
+}
+
+// TestLabHungProcess: a user's process that lets everybody wait who looks at it delays
+// no packets but its own, and not the end of the daemon.
+func TestLabHungProcess(t *testing.T) {
+	const nobody, most, ends = "65534", 500 * time.Millisecond, 3 * time.Second
+	for _, attribution := range []string{"auto", "proc"} {
+		t.Run(attribution, func(t *testing.T) {
+			setup(t, labtest.GCC, labtest.FUSE, labtest.BPF)
+			lan := labtest.Pair(t)
+			echo, err := lan.Server.Echo(t.Context(), netip.MustParseAddrPort("10.99.0.2:7001"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer echo.Close()
+			d := startDaemon(t, lan.Client, `package verdictd
+
+decision := {"verdict": "accept", "rule": "quiet"} if not contains(object.get(input, ["process", "cmdline"], ""), "--loud")
+`, "--hook", "output", "--attribution", attribution)
+			pid := hang(t, lan.Client, "ADDRESS=10.99.0.2", "PORT=9", "OWNER="+nobody)
+			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+				begin := time.Now()
+				got, err := lan.Client.Probe(lab.Probe{Proto: lab.UDP, To: echo.Addr(), Timeout: wait})
+				if took := time.Since(begin); err != nil || got != lab.Answered || took > most {
+					t.Fatalf("another flow: got %v, %v after %v, want an answer within %v", got, err, took, most)
+				}
+			}
+			own := func(r *record) bool {
+				return r.decided() && r.DstPort == 9 && r.Own.UID != nil && strconv.Itoa(int(*r.Own.UID)) == nobody
+			}
+			if len(d.records(own)) != 1 {
+				t.Errorf("of the process that hangs, pid %d: got %+v, want one decision", pid, d.records(own))
+			}
+			begin := time.Now()
+			if code, took := d.Stop(), time.Since(begin); code != 0 || took > ends {
+				t.Errorf("the daemon ended with %d after %v, want 0 within %v: %s", code, took, ends, d.Stderr())
+			}
+		})
 	}
 }

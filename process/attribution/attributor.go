@@ -20,6 +20,7 @@ type Attributor struct {
 	socket  sockdiag.Socket
 	key     packet.Key
 	subject subject
+	refused bool // something of the owner at hand could not be asked for
 
 	caches
 }
@@ -43,7 +44,7 @@ func (a *Attributor) Close() error {
 
 // Changes reads three numbers in memory.
 func (a *Attributor) Changes(k *packet.Key) uint32 {
-	n := a.r.revision.Load()
+	n := a.r.changes.Load()
 	if a.r.rec != nil {
 		n += a.r.rec.Changes(k)
 	}
@@ -57,12 +58,16 @@ func (a *Attributor) Revision() uint32 { return a.r.revision.Load() }
 func (a *Attributor) Notify(wake func()) { a.r.waiting.Store(a, wake) }
 
 // Owner returns who owns the local socket of a packet, and what of that is not known
-// yet but will be: then Changes tells.
+// yet but will be: then Revision tells.
 //
 // It asks the kernel's records and sock_diag, and nobody else: what a process can
 // slow is looked up beside, by a pool.
 func (a *Attributor) Owner(m *packet.Meta, p *packet.Packet) (*process.Owner, process.Facts) {
+	a.refused = false
 	o, pending := a.find(m, p)
+	if a.refused {
+		pending |= process.FactRefused
+	}
 	a.r.counts.sources[o.Source].Add(1)
 	return o, pending
 }
@@ -204,7 +209,7 @@ func (a *Attributor) held(s *sockdiag.Socket) (*process.Owner, process.Facts) {
 		if a.r.askHolder(at, s.Inode, group) {
 			pending = process.FactOwner
 		} else {
-			h = nil // nobody will look whether that still is so
+			h, a.refused = nil, true // nobody will look whether that still is so
 		}
 	}
 	if h != nil && h.alike != nil {

@@ -32,9 +32,7 @@
 // # What it costs
 //
 // A known flow costs a load from memory (Attributor.Changes). A new one costs one
-// lookup in a BPF map, or one question to sock_diag; the first packet of a process
-// that was not seen before costs more, as what it runs is looked at once. What
-// takes long, the hash of a program and the search for who holds which socket, is
-// done beside the packets by Resolver.Run, and Changes tells when there is more to
-// know. The kernel's iterator makes the search 20 times faster than /proc does.
+// lookup in a BPF map, or one question to sock_diag. What a process can slow, such as
+// all that is read from /proc and the hash of a program, is looked up beside the
+// packets, by pools, and Revision tells when there is more to know. The kernel's iterator makes the search 20 times faster than /proc does.
 package attribution

@@ -87,5 +87,5 @@ func (h *hashing) tell(sum string, err error) {
 		h.r.counts.unhashed.Add(1)
 	}
 	h.at.set(&hashed{sum: sum, why: why})
-	h.r.changed()
+	h.r.learned()
 }

@@ -47,11 +47,11 @@ func (r *Resolver) askImage(at *place[image], k programKey, group uint32) bool {
 	return at.ask(func() bool {
 		return r.lookers.add(job{group: group, run: func(*job) bool {
 			at.set(r.lookImage(k))
-			r.changed()
+			r.learned()
 			return false
 		}, lost: func() {
 			at.set(&image{gaveUp: true})
-			r.changed()
+			r.learned()
 		}})
 	})
 }
@@ -125,11 +125,11 @@ func (r *Resolver) askPresent(at *place[present], k processKey, group uint32) bo
 	return at.ask(func() bool {
 		return r.lookers.add(job{group: group, run: func(*job) bool {
 			at.set(r.lookPresent(k))
-			r.changed()
+			r.learned()
 			return false
 		}, lost: func() {
 			at.set(&present{retry: time.Now().Add(retryAfter).UnixNano()})
-			r.changed()
+			r.learned()
 		}})
 	})
 }
@@ -164,11 +164,11 @@ func (r *Resolver) askLine(at *place[line], k programKey, group uint32) bool {
 		return r.lookers.add(job{group: group, size: 1, run: func(*job) bool {
 			text, err := r.fs.Cmdline(k.pid, k.start)
 			at.set(&line{text, err != nil})
-			r.changed()
+			r.learned()
 			return false
 		}, lost: func() {
 			at.set(&line{gaveUp: true})
-			r.changed()
+			r.learned()
 		}})
 	})
 }
@@ -178,11 +178,11 @@ func (r *Resolver) askCgroup(at *place[process.Cgroup], id uint64, group uint32)
 	return at.ask(func() bool {
 		return r.lookers.add(job{group: group, run: func(*job) bool {
 			at.set(r.lookCgroup(id))
-			r.changed()
+			r.learned()
 			return false
 		}, lost: func() {
 			at.set(&process.Cgroup{ID: id})
-			r.changed()
+			r.learned()
 		}})
 	})
 }

@@ -231,8 +231,11 @@ func (p *pool) stats() (hung int, lost uint64) {
 	return p.hung, p.lost
 }
 
-// close ends the pool. Jobs that wait are dropped; those that run are waited for,
-// but not those that hang: it returns false if there are any.
+// closePatience is how long close waits for jobs that run.
+const closePatience = 250 * time.Millisecond
+
+// close ends the pool. Jobs that wait are dropped; those that run are waited for a
+// moment: it returns false if one goes on.
 func (p *pool) close() bool {
 	p.mu.Lock()
 	p.closed = true
@@ -248,7 +251,11 @@ func (p *pool) close() bool {
 	none := p.live == 0
 	p.mu.Unlock()
 	if !none {
-		<-p.idle // a worker ends or hangs within the limit
+		select {
+		case <-p.idle:
+		case <-time.After(closePatience):
+			return false
+		}
 	}
 	hung, _ := p.stats()
 	return hung == 0

@@ -153,6 +153,7 @@ func (a *Attributor) takeImage(c *known, k programKey, group uint32) process.Fac
 	i := at.answer.Load()
 	switch {
 	case i == nil && !a.r.askImage(at, k, group):
+		a.refused = true
 		return looked
 	case i == nil:
 		return 0
@@ -181,6 +182,7 @@ func (a *Attributor) complete(c *known, group uint32) (refused process.Facts) {
 				c.p = &p
 			}
 		case !a.r.askLine(at, c.args, group):
+			a.refused = true
 			refused |= process.FactArgs
 		}
 	}
@@ -229,6 +231,8 @@ func (a *Attributor) presentNow(name processKey, c known, stale bool, group uint
 			refused = process.FactsOfProcess
 			if a.r.askPresent(at, name, group) {
 				refused = 0
+			} else {
+				a.refused = true
 			}
 			if c.p == nil && o != nil { // the same one until more is known
 				c = known{p: a.bare(o), execs: a.r.rec.Execs(name.pid) - 1}
@@ -346,6 +350,8 @@ func (a *Attributor) cgroup(id uint64, group uint32) (c process.Cgroup, pending 
 	}
 	if a.r.askCgroup(at, id, group) {
 		pending = process.FactCgroup
+	} else {
+		a.refused = true
 	}
 	return process.Cgroup{ID: id}, pending
 }

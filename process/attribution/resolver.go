@@ -81,7 +81,8 @@ type Resolver struct {
 	looks    atomic.Uint64 // at processes that nobody recorded
 
 	ids      atomic.Uint32 // the latest Owner.ID
-	revision atomic.Uint32 // changes when there is more to know
+	changes  atomic.Uint32 // counts what may change the owner of any flow
+	revision atomic.Uint32 // counts that, and each lookup that has ended
 	nobody   *process.Owner
 	kernel   *process.Owner
 
@@ -160,14 +161,18 @@ func InitialPIDs() (bool, error) {
 }
 
 // Close ends the recording and frees everything. No Attributor may be in use. Threads
-// that hang are not waited for: what they use stays open.
+// that hang are waited for a moment: what they use stays open, until the process ends.
 func (r *Resolver) Close() error {
 	looked, hashed := r.lookers.close(), r.hashers.close()
+	ended := looked && hashed
 	var err error
-	if r.rec != nil {
+	switch {
+	case r.rec != nil && ended:
 		err = r.rec.Close()
+	case r.rec != nil:
+		err = r.rec.Detach()
 	}
-	if !looked || !hashed {
+	if !ended {
 		return err
 	}
 	return errors.Join(err, r.fs.Close())
@@ -231,8 +236,14 @@ func (r *Resolver) openDiag() (*sockdiag.Conn, error) { return sockdiag.Open(r.c
 func (r *Resolver) unixOf(boot uint64) int64   { return r.boot + int64(boot) }
 func (r *Resolver) bootTime(unix int64) uint64 { return uint64(unix - r.boot) }
 
-// changed says that there is more to know.
+// changed says that the owner of any flow may be another one.
 func (r *Resolver) changed() {
+	r.changes.Add(1)
+	r.learned()
+}
+
+// learned says that something that was pending is known.
+func (r *Resolver) learned() {
 	r.revision.Add(1)
 	r.waiting.Range(func(_, wake any) bool {
 		wake.(func())()

@@ -192,11 +192,11 @@ func (r *Resolver) askHolder(at *place[found], inode, group uint32) bool {
 	return at.ask(func() bool {
 		return r.lookers.add(job{group: group, run: func(*job) bool {
 			at.set(r.lookHolder(inode))
-			r.changed()
+			r.learned()
 			return false
 		}, lost: func() {
 			at.set(&found{at: time.Now(), searches: r.searches.Load()})
-			r.changed()
+			r.learned()
 		}})
 	})
 }

@@ -104,7 +104,7 @@ func (r *Recorder) open(cfg Config) error {
 	if err != nil && r.offsets != nil {
 		// The kernel may refuse to let its structures be read: go without.
 		r.offsets, unknown = nil, err
-		if r.detach() == nil && r.attachAll(dir, types, cfg) == nil {
+		if r.Detach() == nil && r.attachAll(dir, types, cfg) == nil {
 			err = nil
 		}
 	}
@@ -169,15 +169,16 @@ func (r *Recorder) Stats() Stats {
 // Close detaches all programs and gives up the maps. A rule that calls the flow
 // program should be gone before. Closing twice is harmless.
 func (r *Recorder) Close() error {
-	err := r.detach()
+	err := r.Detach()
 	if closed := r.maps.close(); closed != nil {
 		err = errors.Join(err, fmt.Errorf("close maps: %w", closed))
 	}
 	return err
 }
 
-// detach closes links and programs.
-func (r *Recorder) detach() error {
+// Detach ends the recording as Close does, but leaves what was recorded readable, for
+// who may still be reading. Close may follow.
+func (r *Recorder) Detach() error {
 	var errs []error
 	for _, l := range r.links {
 		errs = append(errs, l.Close())
