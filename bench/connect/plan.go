@@ -112,7 +112,7 @@ func (b *bench) startDaemon(ctx context.Context, peer string) (*measure.Process,
 		return nil, err
 	}
 	return measure.StartDaemon(ctx, b.client, b.daemon, []string{
-		"run", "--hook", "output", "--policy", filepath.Join(b.dir, policy), "--attribution", attribution, "--offload", offload,
+		"run", "--hook", "output", "--on-stop", "open", "--policy", filepath.Join(b.dir, policy), "--attribution", attribution, "--offload", offload,
 		"--queue-length", strconv.Itoa(queueLength), "--copy-range", strconv.Itoa(copyRange),
 		"--log", b.log(), "--control", "none", "--stats-interval", "0",
 	}, b.PeerCPU)
