@@ -234,7 +234,7 @@ func (r *Ruleset) SetMarks(m Marks) error {
 	if err := k.conn.Flush(); err != nil {
 		return explain(what, err)
 	}
-	r.plan = changed
+	r.plan.marks, r.plan.former = changed.marks, changed.former // its Config is read without the lock
 	return nil
 }
 
@@ -264,13 +264,14 @@ func (r *Ruleset) count(name string) (packets, bytes uint64, err error) {
 // numbers. They go on after Stop, until Close.
 func (r *Ruleset) Counters() ([]Counter, error) {
 	what := r.what("read the counters of")
-	k, err := r.dial(r.plan.NetNS)
+	c := r.Config()
+	k, err := r.dial(c.NetNS)
 	if err != nil {
 		return nil, explain(what, err)
 	}
 	var counters []Counter
-	for _, h := range r.plan.Hooks {
-		n, err := k.counter(r.plan.table(), counterName(h))
+	for _, h := range c.Hooks {
+		n, err := k.counter(c.table(), counterName(h))
 		if err != nil {
 			return nil, explain(what, err)
 		}

@@ -61,6 +61,7 @@ type plan struct {
 	fib     bool  // the kernel can tell whether an address is its own
 	bridges bool  // packets of bridges come by a hook, and the kernel can tell them from others
 	stopped bool  // nothing is queued any more, everything passes
+	kept    bool  // Config.Until no longer counts
 	blocked bool  // nothing is queued any more, and what was is dropped
 	marks   Marks // of this generation
 	former  Marks // of the one before
@@ -106,7 +107,7 @@ func (p *plan) base(h Hook) branch {
 		policy := nftables.ChainPolicyDrop
 		b.chain.Policy = &policy
 	}
-	if !p.Until.IsZero() {
+	if !p.Until.IsZero() && !p.kept {
 		b.add("nobody has confirmed these rules", opened(p.Until), &expr.Verdict{Kind: expr.VerdictAccept})
 	}
 	if !p.stopped {

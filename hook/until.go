@@ -35,13 +35,12 @@ func timeText(data []byte) string {
 func (r *Ruleset) Keep() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	until := r.plan.Until
-	if until.IsZero() {
+	if r.plan.Until.IsZero() || r.plan.kept {
 		return nil
 	}
-	r.plan.Until = time.Time{}
+	r.plan.kept = true
 	if err := r.install(); err != nil {
-		r.plan.Until = until
+		r.plan.kept = false
 		return err
 	}
 	return nil

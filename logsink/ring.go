@@ -8,7 +8,8 @@ import "sync/atomic"
 type Ring struct {
 	slots []Event
 	mask  uint64
-	head  *atomic.Uint64 // events committed
+	head  atomic.Uint64  // events committed
+	told  *atomic.Uint64 // the same, where it outlives the process
 	lost  *atomic.Uint64
 	_     [64]byte // keeps what both ends read apart from what one writes
 	tail  atomic.Uint64
@@ -25,13 +26,14 @@ func NewRing(size int) *Ring {
 	return newRing(size, &own.head, &own.lost)
 }
 
-// newRing returns a ring that counts in head and lost, which are 0.
+// newRing returns a ring that counts in head and lost, which are 0, for who reads them
+// after its end: the ends of the ring agree by a word of its own.
 func newRing(size int, head, lost *atomic.Uint64) *Ring {
 	n := uint64(1)
 	for n < uint64(size) {
 		n <<= 1
 	}
-	return &Ring{slots: make([]Event, n), mask: n - 1, head: head, lost: lost}
+	return &Ring{slots: make([]Event, n), mask: n - 1, told: head, lost: lost}
 }
 
 // Next returns the slot for the next event, or nil if the ring is full: then
@@ -47,7 +49,11 @@ func (r *Ring) Next() *Event {
 }
 
 // Commit hands the slot that Next returned to the consumer.
-func (r *Ring) Commit() { r.head.Store(r.head.Load() + 1) }
+func (r *Ring) Commit() {
+	head := r.head.Load() + 1
+	r.told.Store(head)
+	r.head.Store(head)
+}
 
 // Drain calls fn for each event in the ring, in order, and returns how many
 // there were. The event is lent to fn. For the consumer only.

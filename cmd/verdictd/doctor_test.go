@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -182,10 +183,9 @@ func TestInspect(t *testing.T) {
 		hung      int
 		all, left int
 	}{{40, 1, 40, 0}, {20, 2, 40, 0}, {2, mostHung, 2*mostHung - 1, 40 - 2*mostHung + 1}, {1, mostHung, mostHung, 40 - mostHung}} {
-		n := 0
+		var n atomic.Int32
 		got := inspect(t.Context(), slices.Repeat([]int{self}, 40), func(int) sight {
-			n++
-			if (n-1)%tt.hang == 0 {
+			if (int(n.Add(1))-1)%tt.hang == 0 {
 				<-release
 			}
 			return sightReadable
