@@ -115,7 +115,7 @@ func remote(t *testing.T, url string) policy.Source {
 	return policy.Source{Path: url + "/fleet/b.tar.gz?secret=x", Bundle: policy.Bundle{
 		Keep: filepath.Join(t.TempDir(), "state", "bundle.tar.gz"),
 		Server: policy.BundleServer{
-			MinInterval: 2 * time.Millisecond, MaxInterval: 4 * time.Millisecond, Timeout: 5 * time.Second, LongPoll: time.Second,
+			MinInterval: 2 * time.Millisecond, MaxInterval: 4 * time.Millisecond, Timeout: 30 * time.Second, LongPoll: time.Second,
 		},
 	}}
 }
