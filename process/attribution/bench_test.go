@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -169,12 +170,19 @@ func TestKnownFlowCostsNothing(t *testing.T) {
 	defer end()
 	one := handler(t, attributor(t, r), flows)
 	const packets = 100
-	if n := testing.AllocsPerRun(packets, func() {
-		for i := range flows {
-			one(i)
-		}
-	}); n != 0 {
-		t.Errorf("%v allocations for %d packets, want none", n, len(flows))
+	// AllocsPerRun counts those of the whole process, and the lookups that the
+	// first packets asked for may still go on beside: what a packet needs it
+	// needs in every round.
+	least := math.Inf(1)
+	for round := 0; round < 10 && least > 0; round++ {
+		least = min(least, testing.AllocsPerRun(packets, func() {
+			for i := range flows {
+				one(i)
+			}
+		}))
+	}
+	if least != 0 {
+		t.Errorf("%v allocations for %d packets, want none", least, len(flows))
 	}
 	calls, err := systemCalls(func() {
 		for i := range packets * len(flows) {

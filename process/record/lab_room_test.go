@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -121,8 +122,12 @@ func TestLabForks(t *testing.T) {
 	}()
 	pid := uint32(cmd.Process.Pid)
 	var before, after record.Process
-	if !r.Running(pid, &before) || filepath.Base(before.Path) != "cat" {
-		t.Fatalf("got %+v, want cat", before)
+	// Start returns when execve has closed its descriptors, before it is recorded.
+	for deadline := time.Now().Add(5 * time.Second); !r.Running(pid, &before) || filepath.Base(before.Path) != "cat"; {
+		if time.Now().After(deadline) {
+			t.Fatalf("got %+v, want cat", before)
+		}
+		time.Sleep(time.Millisecond)
 	}
 	churn := exec.Command("/bin/sh", "-c", "i=0; while [ $i -lt "+uintText(others)+" ]; do (:); i=$((i+1)); done")
 	if out, err := churn.CombinedOutput(); err != nil {
