@@ -1,7 +1,11 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
 	"strconv"
 	"time"
 
@@ -121,4 +125,54 @@ func sample(b []byte, name, queue, cause string, value uint64) []byte {
 		return fmt.Appendf(b, "%s{queue=%q,cause=%q} %d\n", name, queue, cause, value)
 	}
 	return fmt.Appendf(b, "%s{queue=%q} %d\n", name, queue, value)
+}
+
+func (d *daemon) listenMetrics() error {
+	if d.Metrics == "" {
+		return nil
+	}
+	var err error
+	if d.observer.metrics, err = net.Listen("tcp", d.Metrics); err != nil {
+		return fmt.Errorf("serve metrics at %s: %w", d.Metrics, err)
+	}
+	return nil
+}
+
+// serveMetrics serves the counters for Prometheus.
+func (d *daemon) serveMetrics(ctx context.Context, l net.Listener) error {
+	const slow, most = 5 * time.Second, 16 << 10
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		st, err := d.status()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		_, _ = w.Write(st.appendMetrics(nil)) // the client's loss
+	})
+	server := &http.Server{
+		Handler: mux, ReadTimeout: slow, WriteTimeout: slow, IdleTimeout: slow, MaxHeaderBytes: most,
+		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), slow)
+		defer cancel()
+		_ = server.Shutdown(grace) // its listener is closed either way
+	})
+	err := server.Serve(l)
+	if stop() {
+		return fmt.Errorf("serve metrics at %s: %w", l.Addr(), err)
+	}
+	<-ended
+	return nil
+}
+
+func (d *daemon) closeMetrics() {
+	if m := d.observer.metrics; m != nil {
+		m.Close()
+	}
+	d.observer.metrics = nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -178,61 +177,12 @@ func (d *daemon) listen() error {
 	return errors.Join(d.listenControl(), d.listenMetrics())
 }
 
-// listenControl opens the control socket, or goes on with that of the daemon
-// before. One that was not asked for may be missing.
-func (d *daemon) listenControl() error {
-	o := &d.observer
-	path := d.line.legacy.Control
-	if f := d.line.take(controlName); f != nil {
-		if d.Control == path || d.Control == "" && filepath.Dir(path) == filepath.Dir(control.DefaultPath) {
-			var err error
-			o.control, err = control.Adopt(f, path)
-			return err
-		}
-		f.Close()
-	}
-	var err error
-	switch d.Control {
-	case noControl:
-	case "":
-		if o.control, err = control.ListenDefault(); err != nil {
-			d.log.Warn("verdictd status and reload will find nobody", "error", err)
-		}
-	default:
-		if o.control, err = control.Listen(d.Control); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (d *daemon) listenMetrics() error {
-	if d.Metrics == "" {
-		return nil
-	}
-	var err error
-	if d.observer.metrics, err = net.Listen("tcp", d.Metrics); err != nil {
-		return fmt.Errorf("serve metrics at %s: %w", d.Metrics, err)
-	}
-	return nil
-}
-
-// noControl is the value of --control for no socket.
-const noControl = "none"
-
 func (d *daemon) closeObserver() {
 	if c := d.observer.control; c != nil {
 		c.Close()
 	}
 	d.observer.control = nil
 	d.closeMetrics()
-}
-
-func (d *daemon) closeMetrics() {
-	if m := d.observer.metrics; m != nil {
-		m.Close()
-	}
-	d.observer.metrics = nil
 }
 
 // observe runs until ctx is done and every client has been answered.
@@ -248,42 +198,6 @@ func (d *daemon) observe(ctx context.Context) error {
 	d.record(ctx)
 	servers.Wait()
 	return errors.Join(controlErr, metricsErr)
-}
-
-// Commands of the control socket.
-const (
-	commandStatus  = "status"
-	commandReload  = "reload"
-	commandSockets = "sockets"
-	commandConfirm = "confirm"
-)
-
-func (d *daemon) obey(ctx context.Context, line string) (any, error) {
-	command, args, _ := strings.Cut(line, " ")
-	switch command {
-	case commandStatus:
-		return d.status()
-	case commandSockets:
-		return d.sockets(ctx)
-	case commandConfirm:
-		return d.confirmTrial()
-	case commandReload:
-		o, err := parseOrder(args)
-		if err != nil {
-			return nil, err
-		}
-		d.audit.Reopen()
-		c := d.reread()
-		if c.Error != "" {
-			return &reloadResult{Config: c}, nil
-		}
-		r, err := d.observer.reload.run(ctx, o)
-		if err == nil {
-			r.Config = c
-		}
-		return r, err
-	}
-	return nil, fmt.Errorf("unknown command %q: want %s, %s, %s or %s", command, commandStatus, commandSockets, commandReload, commandConfirm)
 }
 
 // follow notes the rules that are in the kernel.
@@ -483,36 +397,4 @@ func (d *daemon) recordStats() {
 	d.audit.Put(logsink.Event{
 		Kind: logsink.Stats, Time: time.Now().UnixNano(), Origin: "verdictd", Counters: st.counters(time.Now()),
 	})
-}
-
-// serveMetrics serves the counters for Prometheus.
-func (d *daemon) serveMetrics(ctx context.Context, l net.Listener) error {
-	const slow, most = 5 * time.Second, 16 << 10
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		st, err := d.status()
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		_, _ = w.Write(st.appendMetrics(nil)) // the client's loss
-	})
-	server := &http.Server{
-		Handler: mux, ReadTimeout: slow, WriteTimeout: slow, IdleTimeout: slow, MaxHeaderBytes: most,
-		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
-	}
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), slow)
-		defer cancel()
-		_ = server.Shutdown(grace) // its listener is closed either way
-	})
-	err := server.Serve(l)
-	if stop() {
-		return fmt.Errorf("serve metrics at %s: %w", l.Addr(), err)
-	}
-	<-ended
-	return nil
 }
