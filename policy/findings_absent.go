@@ -60,9 +60,14 @@ func (a *analyst) negation(e *ast.Expr, vars env) []negation {
 	return []negation{n}
 }
 
-// asks returns 1 if the condition itself has the field, else 0.
+// asks returns 2 if the condition itself has the field, 1 if a rule that it asks
+// has it, else 0.
 func (a *analyst) asks(e *ast.Expr, f *rules.Field, vars env) int {
 	if slices.ContainsFunc(terms(e), func(t *ast.Term) bool { return a.p.field(vars.resolve(t)) == f }) {
+		return 2
+	}
+	reads := a.mentions(e)
+	if i := slices.IndexFunc(a.p.fields, func(g rules.Field) bool { return g.Path == f.Path }); reads.Has(i) {
 		return 1
 	}
 	return 0
