@@ -67,6 +67,7 @@ func conditions() []condition {
 		{key: "icmp-type", says: "ICMP type", paths: []string{"icmp.type", "ip.version"}, ref: "input.icmp.type", max: 2*v6 - 1,
 			names: icmpTypes(), combine: icmpType, parseItem: parseICMPType, needs: []string{"icmp", "icmpv6"}},
 		{key: "icmp-code", says: "ICMP code", paths: []string{"icmp.code"}, needs: []string{"icmp", "icmpv6"}},
+		{key: "icmp-related", says: "ICMP error about a flow that was let through", paths: []string{RelatedPath}, needs: []string{"icmp", "icmpv6"}},
 		{key: "direction", says: "direction", paths: []string{"direction"}, always: true, dim: "hook", project: map[string][]string{
 			"in": {"input", "prerouting"}, "out": {"output", "postrouting"}, "forward": {"forward"}}},
 		{key: "hook", says: "hook", paths: []string{"hook"}, always: true},

@@ -23,8 +23,9 @@ const packetForm = "want PROTO SOURCE[:PORT] -> DESTINATION[:PORT] [HOOK] [INTER
 //	icmpv6 2001:db8::1 -> 2001:db8::2 input eth0 type=echo-request
 //	udp [2001:db8::1]:4000 -> [2001:db8::2]:53 forward in=eth0 out=eth1 mark=0x10
 //
-// The keys are in, out, user, group, mark, type and code of ICMP, flags of TCP
-// such as flags=syn,ack, length, ttl, dscp, queue, and time in RFC 3339 form.
+// The keys are in, out, user, group, mark, type and code of ICMP, related=1 of an
+// ICMP error about a flow that was let through, flags of TCP such as flags=syn,ack,
+// length, ttl, dscp, queue, and time in RFC 3339 form.
 // What is not said is as in a packet without it: TTL 64, no mark, no user, the
 // hook output, 1970. Without ports, a packet of a protocol that has them is a
 // fragment that is not the first.
@@ -238,6 +239,8 @@ func (d *described) setters() map[string]setter {
 		"ttl":    {255, func(n int64) { d.p.TTL = uint8(n) }},
 		"dscp":   {63, func(n int64) { d.p.TOS = uint8(n) << 2 }},
 		"queue":  {65535, func(n int64) { d.m.Queue = uint16(n) }},
+
+		"related": {1, func(n int64) { d.f.Related = n == 1 }},
 	}
 }
 

@@ -165,7 +165,6 @@ func TestConditionsCoverFields(t *testing.T) {
 		"tcp.window":         "differs in every packet",
 		"icmp.id":            "chosen by the sender",
 		"icmp.seq":           "differs in every packet",
-		"icmp.related":       "such errors pass without a rule; who wants to say no writes Rego",
 		"time.unix":          "time and weekday",
 
 		"process.pid":               "differs in every process",
