@@ -80,10 +80,16 @@ func (e *entry) acknowledge(p *packet.Packet, dir int) {
 		}
 	default:
 		e.next[1-dir] = p.AckNum
-		if e.tcp |= seenACK0 << dir; e.tcp&seenACK0 != 0 && e.tcp&seenACK1 != 0 {
+		if e.tcp |= seenACK0 << dir; e.tcp&seenACK0 != 0 && e.tcp&seenACK1 != 0 || e.talks(p, dir) {
 			e.tcp |= connected
 		}
 	}
+}
+
+// talks returns whether the packet shows a connection to a worker that sees what
+// this host sends only: it sends data once the other end has acknowledged its SYN.
+func (e *entry) talks(p *packet.Packet, dir int) bool {
+	return e.slot[1-dir].peer && e.key.place == placeLocalLo+uint8(dir) && len(p.Payload) > 0
 }
 
 // reads returns whether the packet acknowledges what the other direction sent:

@@ -140,3 +140,38 @@ func TestStrangersHoldNoPlace(t *testing.T) {
 		})
 	}
 }
+
+// TestStrangersDisplaceNoPeer floods an open port as TestStrangersHoldNoPlace, with
+// the directions of a flow in two queues: the answers that this host waits for and
+// the connections that it has accepted are still known to the other worker.
+func TestStrangersDisplaceNoPeer(t *testing.T) {
+	b := newBench(t, engine.Config{Workers: 2, Flows: 4096}, openTo)
+	out := &bench{t: t, engine: b.engine, worker: b.engine.NewWorker(nil), now: b.now}
+	const remote, local = "192.0.2.7:5000", "10.0.0.1:443"
+	b.want(packet.Input, numbered(remote, local, "S", 100, 0), packet.Accept, engine.ReasonPolicy)
+	out.want(packet.Output, numbered(local, remote, "SA", 700, 101), packet.Accept, engine.ReasonEstablished)
+	data := numbered(local, remote, "A", 701, 101)
+	data.payload = []byte("220 ready")
+	out.want(packet.Output, data, packet.Accept, engine.ReasonEstablished)
+
+	const questions = 200
+	me := func(i int) string {
+		return netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(20000+i)).String()
+	}
+	for i := range questions {
+		out.want(packet.Output, udp(me(i), "10.0.0.53:53"), packet.Accept, engine.ReasonPolicy)
+	}
+	for i := range 300_000 { // several times what there is room for
+		b.send(packet.Input, numbered(falseSender(i), local, "S", 100, 0))
+		if i%20 == 0 {
+			out.send(packet.Output, numbered(local, falseSender(i), "SA", 700, 101))
+		}
+		b.now -= int64(time.Millisecond) // the flood is fast: the time does not tell who is gone
+	}
+	for i := range questions {
+		b.want(packet.Input, udp("10.0.0.53:53", me(i)), packet.Accept, engine.ReasonEstablished)
+	}
+	out.want(packet.Output, numbered(local, remote, "A", 710, 101), packet.Accept, engine.ReasonEstablished)
+	b.want(packet.Input, numbered("203.0.113.1:5000", local, "S", 100, 0), packet.Accept, engine.ReasonPolicy)
+	out.want(packet.Output, numbered(local, "203.0.113.1:5000", "SA", 700, 101), packet.Accept, engine.ReasonEstablished)
+}

@@ -58,8 +58,8 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 	v := w.conclude(d, w.refusal(e, d), err)
 	w.remember(&e.slot[dir], d, err)
 	w.settle(e, &e.slot[dir])
-	if d.Action == packet.Accept && w.engine.peers != nil {
-		w.engine.peers.tell(e, dir, w.now.epoch, w.wanted())
+	if d.Action == packet.Accept && w.engine.peers != nil && !w.engine.peers.tell(e, dir, w.now.epoch, w.wanted()) {
+		w.counts.FlowsNoRoom++
 	}
 	w.logAnswer(e, &before, &e.slot[dir], m)
 	return v
