@@ -34,15 +34,15 @@ func TestFind(t *testing.T) {
 		{"iptables-legacy, other rules", "iptables-legacy -A INPUT -j DROP; iptables-legacy -N x; iptables-legacy -A INPUT -j x", []uint16{0, 3}, ""},
 		{"ip6tables-legacy", "ip6tables-legacy -A INPUT -p udp -j NFQUEUE --queue-num 65535", []uint16{65535}, "ip6tables, table filter"},
 		{"iptables-nft", "iptables-nft -A OUTPUT -j NFQUEUE --queue-num 2", []uint16{2}, "nf_tables, table filter, chain OUTPUT"},
+		{"iptables-nft, range", "iptables-nft -A INPUT -j NFQUEUE --queue-balance 2:5 --queue-bypass", []uint16{5}, "nf_tables, table filter, chain INPUT"},
+		{"iptables-nft, another queue", "iptables-nft -A INPUT -j NFQUEUE --queue-balance 2:5", []uint16{0, 1, 6}, ""},
 	}
-	can, err := hook.Probe(hook.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	native := labtest.Has(t, labtest.NFTQueue)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if strings.Contains(tt.script, " queue ") && !can.NativeQueue {
-				t.Skip("the kernel has no queue expression; TestRead reads what one is")
+			if strings.Contains(tt.script, " queue ") && !native {
+				refused(t, tt.script)
+				return
 			}
 			ns, err := lab.NewNamespace("feed")
 			if err != nil {
@@ -76,4 +76,19 @@ func TestFind(t *testing.T) {
 			t.Errorf("got %v, %v, want a rule at each hook", got, err)
 		}
 	})
+}
+
+// refused runs a script with the queue expression on a kernel without it: nft must
+// say so, and then there is nothing to find. TestRead reads what such a rule is.
+func refused(t *testing.T, script string) {
+	t.Helper()
+	ns, err := lab.NewNamespace("feed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	labtest.Output(t, ns, "sh", "-c", script+" && exit 1 || exit 0")
+	if got, err := feed.Find(ns.FD(), []uint16{0, 3, 5, 7}); err != nil || len(got) != 0 {
+		t.Errorf("got %v, %v, want nothing", got, err)
+	}
 }

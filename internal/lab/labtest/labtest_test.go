@@ -60,6 +60,9 @@ func TestRequireNamesWhatIsMissing(t *testing.T) {
 		t.Errorf("skip message: %q", got.skipped)
 	}
 	t.Setenv(env, required)
+	if Has(t, missing) {
+		t.Error("the machine has a feature that nobody has")
+	}
 	got = watch(t, func(f *fake) { Require(f, missing) })
 	if !strings.Contains(got.failed, string(missing)) || got.skipped != "" {
 		t.Errorf("with %s=%s: failed %q, skipped %q", env, required, got.failed, got.skipped)
@@ -69,7 +72,7 @@ func TestRequireNamesWhatIsMissing(t *testing.T) {
 func TestProbesAnswer(t *testing.T) {
 	Require(t, Root)
 	Leaks(t)
-	for _, c := range []Cap{NFQueue, NFLog, NFTables, Conntrack, IPTablesBinary, NFTBinary, Tshark} {
+	for _, c := range []Cap{NFQueue, NFLog, NFTables, Conntrack, IPTablesBinary, NFTBinary, NFTQueue, Tshark} {
 		t.Log(c, ":", probe(c))
 	}
 	ns, err := lab.NewNamespace("probe")

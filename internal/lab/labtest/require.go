@@ -30,6 +30,7 @@ const (
 	BPF            Cap = "BPF programs at control groups (CAP_BPF, CONFIG_CGROUP_BPF, BTF)"
 	IPTablesBinary Cap = "iptables-legacy and ip6tables-legacy with NFQUEUE and NFLOG targets"
 	NFTBinary      Cap = "nft binary"
+	NFTQueue       Cap = "queue expression of nf_tables (CONFIG_NFT_QUEUE), with nft"
 	Tshark         Cap = "tshark binary"
 	Dnsmasq        Cap = "dnsmasq binary"
 	Busybox        Cap = "busybox binary with udhcpc"
@@ -60,6 +61,17 @@ func Require(t testing.TB, caps ...Cap) {
 			Lacks(t, c, err)
 		}
 	}
+}
+
+// Has returns whether the machine has c, and logs why if not. It is for tests that
+// check something else where a kernel lacks what others have, and never skip.
+func Has(t testing.TB, c Cap) bool {
+	t.Helper()
+	err := probe(c)
+	if err != nil {
+		t.Logf("without %s: %v", c, err)
+	}
+	return err == nil
 }
 
 // Lacks skips the test because the machine lacks c, as err shows; with
@@ -126,6 +138,9 @@ func probeIn(ns *lab.Namespace, c Cap) error {
 		return nfnetlink(ns, conntrackStats, netlink.Dump, nil)
 	case IPTablesBinary:
 		return probeIPTables(ns)
+	case NFTQueue:
+		_, err := run(ns, "nft", "add table inet probe; add chain inet probe c; add rule inet probe c queue num 0")
+		return err
 	}
 	return errors.New("unknown capability")
 }
