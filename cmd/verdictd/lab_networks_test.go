@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -290,8 +291,9 @@ func answerByInterface(t *testing.T, ns *lab.Namespace, port uint16) {
 }
 
 // TestLabFlushed flushes the whole ruleset while datagrams that the policy drops
-// are sent: the rules come back when the kernel tells of it, and the record says
-// who flushed them and for how long they were gone.
+// are sent. The rules come back because the kernel tells of it, not because of the
+// look now and then; the record says who flushed them and for how long they were
+// gone; and what gets out does so in that time.
 func TestLabFlushed(t *testing.T) {
 	setup(t, labtest.NFTBinary)
 	lan := labtest.Pair(t)
@@ -304,17 +306,32 @@ func TestLabFlushed(t *testing.T) {
 		sent <- err
 	}()
 	time.Sleep(silence)
+	if n := got.Received().Distinct; n != 0 {
+		t.Errorf("%d datagrams got out before", n)
+	}
+	began := time.Now()
 	nft(t, lan.Client, "flush ruleset")
+	d.WaitStderr(`by="\"nft\" (pid `)
+	open := time.Since(began)
+	time.Sleep(silence) // the sink reads what was under way
+	out := got.Received().Distinct
 	if err := <-sent; err != nil {
 		t.Fatal(err)
 	}
-	d.WaitStderr(`by="\"nft\" (pid `)
-	// Slow machines are given a second; looking now and then takes up to 2 s.
-	if n := got.Received().Distinct; n > rate {
-		t.Errorf("%d of %d datagrams got out: %s", n, count, d.Stderr())
-	} else {
-		t.Logf("%d of %d datagrams got out", n, count)
+	if n := got.Received().Distinct; n != out {
+		t.Errorf("%d datagrams got out after the rules were said to be back", n-out)
 	}
+	if most := int(open.Seconds()*rate) + 1; out > most {
+		t.Errorf("%d of %d datagrams got out, want at most %d in %v", out, count, most, open)
+	}
+	m := regexp.MustCompile(`put in again.* gap=(\S+)`).FindStringSubmatch(d.Stderr())
+	if m == nil {
+		t.Fatalf("no gap in %s", d.Stderr())
+	}
+	if gap, err := time.ParseDuration(m[1]); err != nil || gap <= 0 || gap > open {
+		t.Errorf("got a gap of %s (%v), want one that the kernel told of, within %v", m[1], err, open)
+	}
+	t.Logf("%d of %d datagrams got out, gap %s, seen from outside %v", out, count, m[1], open)
 }
 
 // TestLabOneOwner starts and stops others beside a daemon whose rules are in: all
