@@ -80,11 +80,12 @@ func (o *output) begin(last *lastRecord, flush time.Duration) {
 }
 
 // bury goes on with the run of a process that died, and counts what died with
-// it. The file knows best what was written; where there is none to be read, the
-// process's own count does.
+// it. What it wrote it noted after each write; a write that it had no time to note
+// is seen by the last record of the file, which is believed if it can be one of
+// those that the output was given.
 func (o *output) bury(past *Past, p OutputPast, last *lastRecord) {
 	written := p.Written
-	if last.Verdictd.Run == past.Run {
+	if last.Verdictd.Run == past.Run && last.Seq <= p.Seq {
 		written = max(written, last.Seq)
 	}
 	lost := since(p.Seq, written) + p.Missed + past.Unread

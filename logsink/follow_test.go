@@ -3,6 +3,7 @@ package logsink
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -139,6 +140,50 @@ func TestJournal(t *testing.T) {
 	}
 	if s := next.Stats(); s.Unwritten != lost {
 		t.Errorf("got %+v, want %d records unwritten", s, lost)
+	}
+}
+
+// TestJournalAndFile compares what a process noted before it died with what its file
+// holds: each record is either in the file or told as lost.
+func TestJournalAndFile(t *testing.T) {
+	const made, noted = 8, 4 // log_begins among them
+	line := func(run string, seq int) string {
+		return fmt.Sprintf(`{"seq":%d,"event_type":"verdict","verdictd":{"run":%q}}`+"\n", seq, run)
+	}
+	tests := []struct {
+		name, file string // what the file ends with
+		written    uint64
+	}{
+		{"nothing that was not noted", line("one", 4), 4},
+		{"a write that was not noted", line("one", 5) + line("one", 6), 6},
+		{"all", line("one", 8), 8},
+		{"a torn line", line("one", 5) + `{"seq":6,"event_type":"verdict","verdictd":{"run":"one"}}`, 5},
+		{"only a torn line", `{"seq":6`, 4},
+		{"an empty file, as after a rotation", "", 4},
+		{"an older line", line("one", 2), 4},
+		{"another run", line("other", 7), 4},
+		{"more than was made", line("one", 9), 4},
+		{"no number", `{"seq":"6","verdictd":{"run":"one"}}` + "\n", 4},
+		{"no record", "hello\n", 4},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "eve.json")
+			if err := os.WriteFile(path, []byte(tt.file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			past := Past{Run: "one", PID: 4711, Died: true, Outputs: []OutputPast{{Seq: made, Written: noted}}}
+			l, stop := following(t, Config{}, past, Output{Path: path})
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			if s := l.Stats(); s.Unwritten != made-tt.written {
+				t.Errorf("got %d records told as lost, want %d", s.Unwritten, made-tt.written)
+			}
+			if b := readFile(t, path); !bytes.Contains(b, fmt.Appendf(nil, `"seq":%d,`, tt.written+1)) {
+				t.Errorf("the first record is not number %d:\n%s", tt.written+1, b)
+			}
+		})
 	}
 }
 
