@@ -84,7 +84,7 @@ func checkMatch(t *testing.T, o *oracleFile, set *rules.Ruleset, f *rules.Facts)
 			break
 		}
 	}
-	if got := set.Match(f).Rule.Name; got != want {
+	if got := set.Match(rules.InputOf(f)).Rule.Name; got != want {
 		t.Fatalf("Match says %q, want %q", got, want)
 	}
 }

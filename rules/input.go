@@ -116,7 +116,11 @@ func (f *Field) parse(text string) (Value, error) {
 			return Value{}, nil
 		}
 	case Int:
-		if n, err := strconv.ParseInt(text, 10, 64); err == nil && n >= 0 && n <= f.Max {
+		digits, base := text, 10
+		if hex, ok := strings.CutPrefix(text, "0x"); ok {
+			digits, base = hex, 16
+		}
+		if n, err := strconv.ParseInt(digits, base, 64); err == nil && n >= 0 && n <= f.Max {
 			return Value{Int: n}, nil
 		}
 	case Addr:

@@ -18,6 +18,7 @@ type condition struct {
 	says   string   // what it is about, in words
 	paths  []string // of its fields; their kind, bounds and enumeration apply
 	fields []Field  // of paths
+	index  []int    // of fields in Fields
 	ref    string   // the Rego expression for its value
 
 	// For numbers: the names that stand for some, and whether only names may
@@ -116,7 +117,7 @@ func (c *condition) bind(fields []Field) {
 		if i < 0 {
 			panic("rules: condition " + c.key + " is about the field " + path + ", which does not exist")
 		}
-		c.fields = append(c.fields, fields[i])
+		c.fields, c.index = append(c.fields, fields[i]), append(c.index, i)
 	}
 	if c.ref == "" {
 		c.ref = "input." + c.paths[0]
@@ -131,12 +132,12 @@ func (c *condition) bind(fields []Field) {
 
 func (c *condition) kind() Kind { return c.fields[0].Kind }
 
-// value returns the key of the condition's value of f, and false if the packet
+// value returns the key of the condition's value in the document, and false if it
 // has none. text is the value for people.
-func (c *condition) value(f *Facts) (key, text string, ok bool) {
-	values := make([]Value, len(c.fields))
-	for i := range c.fields {
-		if !c.fields[i].Get(f, &values[i]) {
+func (c *condition) value(in *Input) (key, text string, ok bool) {
+	values := make([]Value, len(c.index))
+	for i, field := range c.index {
+		if values[i] = in.values[field]; !in.present.Has(field) {
 			return "", "", false
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -118,14 +119,15 @@ type NoMatch struct {
 	Why  string
 }
 
-// Match finds the rule that matches f. Rules that delegate count as matching:
+// Match finds the rule that matches the document; what is unknown in it counts as
+// absent. Rules that delegate count as matching:
 // Rego may leave the packet to those behind. It is for explanations; packets
 // are judged by the translation.
-func (r *Ruleset) Match(f *Facts) Match {
+func (r *Ruleset) Match(in *Input) Match {
 	var m Match
 	for i := range r.Rules {
 		rule := &r.Rules[i]
-		why := r.fails(rule, f)
+		why := r.fails(rule, in)
 		if why == "" {
 			m.Rule = rule
 			return m
@@ -136,16 +138,18 @@ func (r *Ruleset) Match(f *Facts) Match {
 	return m
 }
 
-// fails returns which condition of the rule does not hold for f, or "".
-func (r *Ruleset) fails(rule *Rule, f *Facts) string {
+// fails returns which condition of the rule does not hold, or "".
+func (r *Ruleset) fails(rule *Rule, in *Input) string {
 	for i := range rule.tests {
 		t := &rule.tests[i]
 		c := &r.conds[t.cond]
-		key, text, ok := c.value(f)
+		key, text, ok := c.value(in)
 		if (ok && t.keys.has(key)) != t.negated {
 			continue
 		}
 		switch {
+		case !ok && slices.ContainsFunc(c.index, in.unknown.Has):
+			return "nothing is said of the " + c.says
 		case !ok:
 			return "the packet has no " + c.says
 		case t.negated:
@@ -156,10 +160,10 @@ func (r *Ruleset) fails(rule *Rule, f *Facts) string {
 	return ""
 }
 
-// ExplainPacket writes which rule matches f, and why those before do not.
-func (r *Ruleset) ExplainPacket(w io.Writer, f *Facts) error {
+// ExplainPacket writes which rule matches, as Match does, and why those before do not.
+func (r *Ruleset) ExplainPacket(w io.Writer, in *Input) error {
 	b := bufio.NewWriter(w) // keeps the first error for Flush
-	m := r.Match(f)
+	m := r.Match(in)
 	for _, p := range m.Passed {
 		fmt.Fprintf(b, "  no   %s (%s:%d): %s\n", p.Rule.Name, p.Rule.Place.File, p.Rule.Place.Line, p.Why)
 	}

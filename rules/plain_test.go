@@ -192,86 +192,68 @@ func TestConditionsCoverFields(t *testing.T) {
 }
 
 func TestParsePacket(t *testing.T) {
-	tests := []struct {
-		text string
-		want string // fields that differ from those of a plain TCP packet, or the error
-	}{
-		{"tcp 10.0.0.1:4000 -> 1.2.3.4:443 output eth0", "10.0.0.1:4000 1.2.3.4:443 proto 6 output out=eth0"},
-		{"udp [2001:db8::1]:5 -> [2001:db8::2]:53 forward in=a out=b user=7 mark=0x10", "[2001:db8::1]:5 [2001:db8::2]:53 proto 17 forward in=a out=b uid=7 mark=16"},
-		{"icmp 10.0.0.1 -> 1.2.3.4 input eth1 type=echo-request ttl=3", "10.0.0.1:0 1.2.3.4:0 proto 1 input in=eth1 type=8 ttl=3"},
-		{"icmpv6 ::1 -> ::2 type=echo-request", "[::1]:0 [::2]:0 proto 58 output type=128"},
-		{"tcp 10.0.0.1 -> 1.2.3.4", "10.0.0.1:0 1.2.3.4:0 proto 6 output fragment"},
-		{"47 10.0.0.1 -> 1.2.3.4 time=1970-01-01T00:00:01Z", "10.0.0.1:0 1.2.3.4:0 proto 47 output time=1000000000"},
-		{"tcp 10.0.0.1:1 -> 1.2.3.4:2 flags=syn,ack", "10.0.0.1:1 1.2.3.4:2 proto 6 output flags=18"},
-		{"tcp 10.0.0.1:1 1.2.3.4:2", "want PROTO SOURCE"},
-		{"tpc 10.0.0.1:1 -> 1.2.3.4:2", `no protocol "tpc"`},
-		{"tcp 10.0.0.1:1 -> 1.2.3:2", `"1.2.3:2" is no address`},
-		{"tcp 10.0.0.1:1 -> [::1]:2", "different families"},
-		{"tcp 10.0.0.1:1 -> 1.2.3.4", "one end has a port"},
-		{"icmp 10.0.0.1:1 -> 1.2.3.4:2", "icmp has no ports"},
-		{"tcp 10.0.0.1:1 -> 1.2.3.4:2 eth0 eth1", "the interface is eth0 already"},
-		{"tcp 10.0.0.1:1 -> 1.2.3.4:2 uid=1", `no key "uid"`},
-		{"tcp 10.0.0.1:1 -> 1.2.3.4:2 ttl=256", "too large"},
-		{"tcp 10.0.0.1:1 -> 1.2.3.4:2 type=8", "not ICMP"},
-		{"tcp 10.0.0.1:1 -> 1.2.3.4:2 time=9", "want it such as"},
-		{"udp 10.0.0.1:1 -> 1.2.3.4:2 flags=syn", "not TCP"},
-		{"tcp 10.0.0.1:1 -> 1.2.3.4:2 flags=sin", `no TCP flag "sin"`},
+	const tcp = "tcp 10.0.0.1:1 -> 1.2.3.4:2"
+	plain := func(text string) map[string]string {
+		in, err := rules.ParsePacket(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := map[string]string{}
+		for _, field := range showInput(in) {
+			path, value, _ := strings.Cut(field, "=")
+			values[path] = value
+		}
+		return values
+	}
+	for path, want := range map[string]string{
+		"hook": "output", "direction": "out", "ip.ttl": "64", "packet.length": "60", "mark": "0", "tcp.flags.syn": "false", "time.hour": "0",
+		"uid": "?", "process.exe": "?", "interface.out": "?", "process.source": "?",
+	} {
+		if got := plain(tcp)[path]; got != want {
+			t.Errorf("%s: got %q, want %q", path, got, want)
+		}
+	}
+	tests := []struct{ text, want string }{ // fields that differ from those without the words behind the addresses
+		{tcp + " output eth0", "interface.out=eth0"},
+		{"udp [2001:db8::1]:5 -> [2001:db8::2]:53 forward in=a out=b user=7 mark=0x10", "direction=forward hook=forward interface.in=a interface.out=b mark=16 uid=7"},
+		{"icmp 10.0.0.1 -> 1.2.3.4 input eth1 type=echo-request ttl=3", "direction=in hook=input icmp.type=8 interface.in=eth1 ip.ttl=3"},
+		{"icmpv6 ::1 -> ::2 icmp-type echo-request", "icmp.type=128"},
+		{"47 10.0.0.1 -> 1.2.3.4 time=1970-01-01T01:00:01Z", "time.hour=1 time.unix=3601"},
+		{tcp + " flags=syn,ack", "tcp.flags.ack=true tcp.flags.syn=true"},
+		{tcp + " exe=/usr/bin/curl", "process.exe=/usr/bin/curl process.source=bpf-flow"},
+		{tcp + " unit ssh.service process-source=looked-up", "process.source=looked-up process.unit=ssh.service"},
+		{tcp + " process.unit=ssh.service uid 7", "process.source=bpf-flow process.unit=ssh.service uid=7"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.text, func(t *testing.T) {
-			f, err := rules.ParsePacket(tt.text)
-			if err != nil {
-				if !strings.Contains(err.Error(), tt.want) {
-					t.Errorf("error %q, want %q in it", err, tt.want)
+			before := plain(strings.Join(strings.Fields(tt.text)[:4], " "))
+			var got []string
+			for path, value := range plain(tt.text) {
+				if before[path] != value {
+					got = append(got, path+"="+value)
 				}
-				return
 			}
-			if got := show(f); got != tt.want {
-				t.Errorf("%q, want %q", got, tt.want)
+			slices.Sort(got)
+			if diff := cmp.Diff(strings.Fields(tt.want), got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if in, err := rules.ParseFlow(strings.Replace(tt.text, "eth0", "out=eth0", 1)); err != nil || in == nil {
+				t.Errorf("ParseFlow does not read it: %v", err)
 			}
 		})
 	}
-}
-
-// show writes what ParsePacket can set.
-func show(f *rules.Facts) string {
-	var b strings.Builder
-	p, m := f.Packet, f.Meta
-	end := func(addr string, port uint16) string {
-		if strings.Contains(addr, ":") {
-			addr = "[" + addr + "]"
-		}
-		return fmt.Sprintf("%s:%d", addr, port)
-	}
-	fmt.Fprintf(&b, "%s %s proto %d %s", end(p.Src.String(), p.SrcPort), end(p.Dst.String(), p.DstPort), p.Protocol, m.Hook)
-	for _, part := range []struct {
-		is    bool
-		name  string
-		value any
-	}{
-		{p.Status == packet.Fragment && !p.HasPorts, "fragment", nil}, {f.InInterface != "", "in", f.InInterface}, {f.OutInterface != "", "out", f.OutInterface},
-		{m.HasUID, "uid", m.UID}, {m.Mark != 0, "mark", m.Mark}, {p.ICMPType != 0, "type", p.ICMPType},
-		{p.TTL != 64, "ttl", p.TTL}, {m.Time != 0, "time", m.Time}, {p.TCPFlags != 0, "flags", uint16(p.TCPFlags)},
-	} {
-		if part.is && part.value == nil {
-			b.WriteString(" " + part.name)
-		} else if part.is {
-			fmt.Fprintf(&b, " %s=%v", part.name, part.value)
-		}
-	}
-	return b.String()
 }
 
 // TestFindingsAreExact compares which rules are said to never match with what
 // is found by trying a packet for every combination of values that the rules
 // tell apart.
 func TestFindingsAreExact(t *testing.T) {
-	var packets []*rules.Facts
+	var packets []*rules.Input
 	for _, src := range []string{"10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "11.0.0.0", "200.0.0.0", "::1", "2001:db8::1"} {
 		for _, ttl := range []uint8{0, 1, 2, 3, 4, 5, 255} {
 			for _, in := range []string{"", "eth0", "eth1", "eth2", "wan0", "x"} {
-				packets = append(packets, &rules.Facts{Meta: &packet.Meta{}, InInterface: in,
-					Packet: &packet.Packet{Status: packet.OK, Src: netip.MustParseAddr(src), TTL: ttl, Protocol: 47}})
+				packets = append(packets, rules.InputOf(&rules.Facts{Meta: &packet.Meta{}, InInterface: in,
+					Packet: &packet.Packet{Status: packet.OK, Src: netip.MustParseAddr(src), TTL: ttl, Protocol: 47}}))
 			}
 		}
 	}
@@ -288,8 +270,8 @@ func TestFindingsAreExact(t *testing.T) {
 		for i := range count {
 			want[fmt.Sprintf("r%d", i)] = true
 		}
-		for _, f := range packets {
-			delete(want, set.Match(f).Rule.Name)
+		for _, in := range packets {
+			delete(want, set.Match(in).Rule.Name)
 		}
 		got := map[string]bool{}
 		for _, f := range set.Findings() {

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -106,12 +108,11 @@ func newRulesExplainCommand(e env) *cobra.Command {
 		Short: "Say in words what each rule does, and what happens to a packet",
 		Long: `explain says in words what each rule of a file, or of the rules.yaml of a
 directory, does. With --packet it says which rule a packet meets, and why those
-before it do not match. A packet is described as
+before it do not match. A packet is described as in verdictd why:
 
-  PROTO SOURCE[:PORT] -> DESTINATION[:PORT] [HOOK] [INTERFACE] [KEY=VALUE]...
-
-with the keys in, out, user, group, mark, type and code (of ICMP), flags (of
-TCP), length, ttl, dscp, queue and time. The hook is output if none is given.`,
+` + packetWords() + `
+What every packet has and is not said is as in an ordinary one: the hook output,
+TTL 64, 60 bytes, no mark, no TCP flags, 1970. Of the rest nothing is known.`,
 		Example: `  verdictd rules explain rules.yaml
   verdictd rules explain rules.yaml --packet 'tcp 10.0.0.1:4000 -> 1.2.3.4:443 output eth0'
   verdictd rules explain rules.yaml --packet 'icmp 10.0.0.1 -> 1.2.3.4 forward in=eth0 out=eth1 type=echo-request'`,
@@ -125,7 +126,7 @@ TCP), length, ttl, dscp, queue and time. The hook is output if none is given.`,
 				return set.Explain(e.stdout)
 			}
 			// The answer is that of the policy as it would run; Match says why.
-			running, err := policy.Load(cmd.Context(), policy.Source{Path: args[0]})
+			running, err := policy.NewExplainer(cmd.Context(), policy.Source{Path: args[0]})
 			if err != nil {
 				return badInput(err)
 			}
@@ -141,24 +142,43 @@ TCP), length, ttl, dscp, queue and time. The hook is output if none is given.`,
 	return cmd
 }
 
-func explainPacket(e env, set *rules.Ruleset, running *policy.Policy, text string) error {
-	facts, err := rules.ParsePacket(text)
+func explainPacket(e env, set *rules.Ruleset, running *policy.Explainer, text string) error {
+	in, err := rules.ParsePacket(text)
 	if err != nil {
 		return badInput(err)
 	}
-	var d rules.Decision
-	if err := running.Evaluate(facts, &d); err != nil {
-		return fmt.Errorf("judge packet %q: %w", text, err)
+	d, _ := running.Decide(in)
+	if d.Error != "" {
+		return fmt.Errorf("judge packet %q: %s", text, d.Error)
 	}
 	if _, err := fmt.Fprintf(e.stdout, "%s\n", text); err != nil {
 		return fmt.Errorf("write explanation: %w", err)
 	}
-	if err := set.ExplainPacket(e.stdout, facts); err != nil {
+	if err := set.ExplainPacket(e.stdout, in); err != nil {
 		return fmt.Errorf("write explanation: %w", err)
 	}
-	answer := strings.TrimSuffix(fmt.Sprintf("%s by rule %s: %s", d.Action, d.Rule, d.Reason), ": ")
+	answer := strings.TrimSuffix(fmt.Sprintf("%s by rule %s: %s", d.Verdict, d.Rule, d.Reason), ": ")
 	_, err = fmt.Fprintf(e.stdout, "%s\n", answer)
 	return err
+}
+
+// packetWords says how a packet is described in words; what is not said is the
+// command's.
+func packetWords() string {
+	text := `  PROTOCOL SOURCE[:PORT] -> DESTINATION[:PORT] [HOOK] [INTERFACE] [KEY=VALUE]...
+
+KEY VALUE is the same as KEY=VALUE. The keys are any field of verdictd schema and,
+in short,
+`
+	line := " "
+	for _, key := range append(slices.Sorted(maps.Keys(rules.FlowKeys())), "flags (of TCP: syn,ack)", "time (2026-03-01T08:30:00Z)") {
+		if len(line)+len(key) > 80 {
+			text += line + "\n"
+			line = " "
+		}
+		line += " " + key
+	}
+	return text + line + "\n"
 }
 
 func newRulesRegoCommand(e env) *cobra.Command {

@@ -31,16 +31,18 @@ evaluates the policy anew, with tracing, on the facts it is given:
           speak of no packet are passed over. Facts that the log does not carry
           are said to be unknown, and count as absent. The answer is compared
           with what the record says.
-  FLOW    is text: PROTOCOL SOURCE[:PORT] -> DESTINATION[:PORT] [HOOK]
-          [INTERFACE] [FIELD VALUE]... with any field of verdictd schema.
+  FLOW    is a packet in words, see below. What is not said is unknown.
   HOST:PORT  asks the running daemon for its audit log and, without --policy, its
           policy, and takes the last record to or from there.
 
+A packet is described as
+
+` + packetWords() + `
 Exit codes: 0 explained, and each record says the same; 1 a record says
 something else, or the policy could not be traced; 2 the policy, a record or
 the flow is at fault.`,
 		Example: "  sudo verdictd why 192.0.2.7:443\n" +
-			"  verdictd why --policy policy.rego 'tcp 10.0.0.1:40000 -> 1.2.3.4:443 output eth0 uid 1000'\n" +
+			"  verdictd why --policy policy.rego 'tcp 10.0.0.1:40000 -> 1.2.3.4:443 output eth0 user=1000'\n" +
 			"  grep '\"dest_port\":8443' eve.json | tail -1 | verdictd why --policy policy.rego -",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
