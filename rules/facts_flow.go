@@ -59,13 +59,14 @@ func parseFlow(text string, usual bool) (*Input, error) {
 }
 
 // assume gives unknown fields the values that they have in an ordinary packet, but
-// for the type of ICMP, which has none that is ordinary.
+// for type and code of ICMP, of which none is ordinary.
 func (in *Input) assume(p *packet.Packet) {
+	unusual := []string{"icmp.type", "icmp.code"}
 	plain := *p
 	plain.TTL, plain.TotalLength, plain.Echo = 64, 60, false
 	usual := InputOf(&Facts{Meta: &packet.Meta{Hook: packet.Output}, Packet: &plain})
 	for i := range in.fields {
-		if in.unknown.Has(i) && usual.present.Has(i) && !strings.HasPrefix(in.fields[i].Path, "icmp.") {
+		if in.unknown.Has(i) && usual.present.Has(i) && !slices.Contains(unusual, in.fields[i].Path) {
 			in.put(i, usual.values[i])
 		}
 	}
@@ -161,10 +162,10 @@ func parseEnd(text string) (end netip.AddrPort, hasPort bool, err error) {
 
 // FlowKeys returns the short names of fields in the words of a packet, with the
 // paths of these: the conditions of rules files that are about one field, in, out,
-// type and code. Besides there are flags (of TCP: syn,ack) and time (as RFC 3339 has
+// type, code and related. Besides there are flags (of TCP: syn,ack) and time (as RFC 3339 has
 // it), which stand for several fields.
 func FlowKeys() map[string]string {
-	keys := map[string]string{"in": "interface.in", "out": "interface.out", "type": "icmp.type", "code": "icmp.code"}
+	keys := map[string]string{"in": "interface.in", "out": "interface.out", "type": "icmp.type", "code": "icmp.code", "related": RelatedPath}
 	for _, c := range conditions() {
 		if path := c.paths[0]; (len(c.paths) == 1 || path == "icmp.type") && path != c.key && !saidByFlow(path) {
 			keys[c.key] = path

@@ -109,11 +109,8 @@ func (in *Input) noField(path string) error {
 func (f *Field) parse(text string) (Value, error) {
 	switch f.Kind {
 	case Bool:
-		switch text {
-		case "true":
-			return Value{Int: 1}, nil
-		case "false":
-			return Value{}, nil
+		if b, ok := parseBool(text); ok {
+			return Value{Int: flagItem(b).low}, nil
 		}
 	case Int:
 		digits, base := text, 10
