@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -37,11 +38,18 @@ func Binary(t testing.TB) string {
 	return Build(t, "./cmd/verdictd")
 }
 
-// Build builds a main package, given relative to the root of the repository.
-// The executable is kept, shared and cleaned up by the build cache of Go: a
-// call that changes nothing costs about as much as `go list`.
+// built has the path of each executable by package: to ask go again takes a second,
+// and the tree does not change while its tests run.
+var built sync.Map
+
+// Build builds a main package, given relative to the root of the repository, once
+// in each run of tests. The executable is kept, shared and cleaned up by the build
+// cache of Go.
 func Build(t testing.TB, pkg string) string {
 	t.Helper()
+	if path, ok := built.Load(pkg); ok {
+		return path.(string)
+	}
 	args := []string{"run", "-exec", "echo"}
 	if UnderRace() {
 		args = append(args, "-race")
@@ -60,6 +68,7 @@ func Build(t testing.TB, pkg string) string {
 		}
 		path := strings.TrimSpace(string(out))
 		if _, err := os.Stat(path); err == nil {
+			built.Store(pkg, path)
 			return path
 		}
 	}
