@@ -15,12 +15,13 @@ import (
 // about nobody. So the packet is held until the fact is known, or for as long as
 // Config says; then it is judged without. Later packets of its flow stay behind it.
 
-// Bounds of what each worker holds. Beyond them a packet is judged with what is
-// known.
+// Bounds of what each worker holds, where the queue has room for that. Beyond them a
+// packet is judged with what is known. One user may have a quarter, one process a
+// sixteenth.
 const (
-	maxHeld          = 256
-	maxHeldOfUser    = 64
-	maxHeldOfProcess = 16
+	maxHeld      = 256
+	userShare    = 4
+	processShare = 16
 )
 
 // Defaults of Config.HoldFacts and HoldHash.
@@ -34,6 +35,7 @@ type holding struct {
 	answer func(m *packet.Meta, v packet.Verdict) // nil: nothing is held
 	awaits atomic.Bool                            // somebody must say when more is known
 
+	most       int // that may be held
 	list, free []*held
 	revision   uint32 // Attributor.Revision before the latest look
 	fresh      bool   // something was held since
@@ -60,12 +62,13 @@ type held struct {
 
 // Begin lets the worker hold packets: answer is called, by its own goroutine, with
 // the verdict of one that it had held; wake, from any goroutine, to say that Settle
-// has something to do. It is called once, before the first Handle.
-func (w *Worker) Begin(answer func(m *packet.Meta, v packet.Verdict), wake func()) {
-	if w.attributor == nil {
+// has something to do; room is how many it may hold. It is called once, before the
+// first Handle.
+func (w *Worker) Begin(answer func(m *packet.Meta, v packet.Verdict), wake func(), room int) {
+	if w.attributor == nil || room <= 0 {
 		return
 	}
-	w.held.answer = answer
+	w.held.answer, w.held.most = answer, min(room, maxHeld)
 	w.attributor.Notify(func() {
 		if w.held.awaits.Load() {
 			wake()
@@ -216,7 +219,7 @@ func (h *holding) room(uid, pid uint32) *held {
 			}
 		}
 	}
-	if len(h.list) >= maxHeld || ofUser >= maxHeldOfUser || ofProcess >= maxHeldOfProcess && pid != 0 {
+	if len(h.list) >= h.most || ofUser >= max(h.most/userShare, 1) || ofProcess >= max(h.most/processShare, 1) && pid != 0 {
 		return nil
 	}
 	if last := len(h.free) - 1; last >= 0 {

@@ -20,12 +20,15 @@ type holdBench struct {
 	woken   int
 }
 
-func newHoldBench(t *testing.T, pending process.Facts, hash bool) *holdBench {
+func newHoldBench(t *testing.T, pending process.Facts, hash bool, room ...int) *holdBench {
+	if room == nil {
+		room = []int{1024}
+	}
 	r := &registry{owner: program(1, ""), pending: pending}
 	h := &holdBench{registry: r, bench: ownedBench(t, r, &byExe{t: t, exe: "/curl", hash: hash})}
 	h.worker.Begin(func(m *packet.Meta, v packet.Verdict) {
 		h.answers = append(h.answers, fmt.Sprintf("%d %v", m.ID, v.Action))
-	}, func() { h.woken++ })
+	}, func() { h.woken++ }, room[0])
 	return h
 }
 
@@ -121,9 +124,16 @@ func TestHeldAtTheEnd(t *testing.T) {
 }
 
 // One process cannot take the places of others, nor one user those of others:
-// beyond its share a packet is judged with what is known, which here drops it.
+// beyond its share a packet is judged with what is known, which here drops it. A short
+// queue has room for less.
 func TestHeldShares(t *testing.T) {
-	h := newHoldBench(t, process.FactPath, false)
+	for _, tt := range []struct{ room, process, user, all int }{{1024, 16, 64, 256}, {64, 4, 16, 64}, {4, 1, 1, 4}, {0, 0, 0, 0}} {
+		t.Run(fmt.Sprint(tt.room), func(t *testing.T) { holdAll(t, tt.room, tt.process, tt.user, tt.all) })
+	}
+}
+
+func holdAll(t *testing.T, room, ofProcess, ofUser, all int) {
+	h := newHoldBench(t, process.FactPath, false, room)
 	count := func(n int, owner func(i int) *process.Owner) (held int) {
 		for i := range n {
 			h.owner = owner(i)
@@ -141,14 +151,14 @@ func TestHeldShares(t *testing.T) {
 	}
 	id := uint32(100)
 	next := func() uint32 { id++; return id }
-	if got := count(40, func(int) *process.Owner { return user(1, 7, 7) }); got != 16 {
-		t.Errorf("one process: got %d held, want 16", got)
+	if got := count(40, func(int) *process.Owner { return user(1, 7, 7) }); got != ofProcess {
+		t.Errorf("one process: got %d held, want %d", got, ofProcess)
 	}
-	if got := count(100, func(int) *process.Owner { return user(1, next(), id) }); got != 64-16 {
-		t.Errorf("one user, many processes: got %d held, want 48", got)
+	if got := count(100, func(int) *process.Owner { return user(1, next(), id) }); got != ofUser-ofProcess {
+		t.Errorf("one user, many processes: got %d more held, want %d", got, ofUser-ofProcess)
 	}
-	if got := count(400, func(i int) *process.Owner { return user(2+uint32(i)%10, next(), id) }); got != 256-64 {
-		t.Errorf("many users: got %d held, want 192", got)
+	if got := count(400, func(i int) *process.Owner { return user(2+uint32(i)%10, next(), id) }); got != all-ofUser {
+		t.Errorf("many users: got %d more held, want %d", got, all-ofUser)
 	}
 }
 

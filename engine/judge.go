@@ -10,6 +10,7 @@ import (
 func (w *Worker) evaluate() (*rules.Decision, error) {
 	m := w.facts.Meta
 	w.counts.Evaluated++
+	w.steps.Add(1)
 	w.nameLinks(m)
 	w.said = rules.Decision{}
 	err := w.now.Policy.Evaluate(&w.facts, &w.said)

@@ -15,6 +15,7 @@ type Stats struct {
 	PolicyErrors uint64 // evaluations that ended in an error
 	Malformed    uint64
 
+	Holding uint64 // packets that are held now: they wait for a fact about their owner
 	Held    uint64 // packets that waited for a fact about their owner
 	Lacking uint64 // decisions without a fact that was not known in time
 
@@ -41,6 +42,7 @@ func (s *Stats) add(t *Stats) {
 	s.Evaluated += t.Evaluated
 	s.PolicyErrors += t.PolicyErrors
 	s.Malformed += t.Malformed
+	s.Holding += t.Holding
 	s.Held += t.Held
 	s.Lacking += t.Lacking
 	s.Offloaded += t.Offloaded

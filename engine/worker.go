@@ -11,29 +11,6 @@ import (
 	"github.com/verdictd/verdictd/rules"
 )
 
-// Reasons why a packet got its verdict. They are constants, so that a verdict
-// can carry one for free.
-const (
-	ReasonPolicy      = "policy"       // the policy decided, for this packet or earlier for its flow
-	ReasonEstablished = "established"  // reply direction of a flow that the policy accepted
-	ReasonRelated     = "related"      // ICMP error about such a flow
-	ReasonMalformed   = "malformed"    // could not be decoded as the kernel would
-	ReasonPolicyError = "policy_error" // the policy ended in an error
-	ReasonNotIP       = "not_ip"       // in a capture: not a packet that the hooks would see
-	ReasonNoPolicy    = "no_policy"    // no policy has been published yet
-)
-
-// Outcome explains the last verdict of a worker.
-type Outcome struct {
-	Packet   *packet.Packet  // lent: valid until the next Handle
-	Decision *rules.Decision // what the policy said; nil if it had no say
-	Reason   string          // one of the Reason constants
-	Error    error           // why the policy had no decision, if it was asked for this packet
-	Flow     uint64          // id of the flow, 0 if none
-	Action   packet.Action   // what happened; in monitor mode not what Decision says
-	Monitor  bool            // Action is Accept because the mode is monitor
-}
-
 // Worker judges packets. It owns a flow table and is for one goroutine.
 type Worker struct {
 	engine  *Engine
@@ -70,6 +47,7 @@ type Worker struct {
 	counts       Stats
 	stats        atomic.Pointer[Stats]
 	seen         atomic.Uint32 // epoch of the latest Tick
+	steps        atomic.Uint64 // see Steps
 	closed       atomic.Bool
 }
 
@@ -172,10 +150,6 @@ func (w *Worker) handle(m *packet.Meta) packet.Verdict {
 	return w.handleFlow(m)
 }
 
-// Outcome explains the verdict that Handle returned last. It is lent: valid
-// until the next Handle.
-func (w *Worker) Outcome() *Outcome { return &w.out }
-
 // Tick lets the worker expire flows and publish its counts. The owner calls
 // it between packets, at least once a second, with the current time in Unix
 // nanoseconds (in a replay, the capture's).
@@ -202,6 +176,10 @@ func (w *Worker) Tick(now int64) {
 		w.publishStats()
 	}
 }
+
+// Steps returns a number that is another one after each evaluation that has begun:
+// all else that a packet can cost is little. It may be called from any goroutine.
+func (w *Worker) Steps() uint64 { return w.steps.Load() }
 
 // statsEvery is how often the counts are copied for others to read. The copy
 // allocates, so it is not made after each batch of packets.
@@ -236,7 +214,7 @@ func (w *Worker) Close() {
 
 func (w *Worker) publishStats() {
 	s := w.counts
-	s.Flows = w.table.used
+	s.Flows, s.Holding = w.table.used, uint64(len(w.held.list))
 	w.stats.Store(&s)
 	w.lastFlow.Store(w.nextFlow)
 }
@@ -451,41 +429,4 @@ func (w *Worker) begunHere(m *packet.Meta) bool {
 		return m.Hook == packet.Input
 	}
 	return m.Hook == packet.Output
-}
-
-// explain notes the outcome; in monitor mode everything is accepted.
-func (w *Worker) explain(d *rules.Decision, action packet.Action, reason string) {
-	w.out.Decision, w.out.Reason, w.out.Action, w.out.Monitor = d, reason, action, false
-	if w.now != nil && w.now.Mode == Monitor && action != packet.Accept {
-		w.out.Action, w.out.Monitor = packet.Accept, true
-	}
-}
-
-// finish notes the outcome, counts it and makes the verdict.
-func (w *Worker) finish(d *rules.Decision, action packet.Action, reason string) packet.Verdict {
-	w.explain(d, action, reason)
-	if w.out.Monitor {
-		w.counts.WouldDrop++
-	}
-	v := packet.Verdict{Action: w.out.Action}
-	switch v.Action {
-	case packet.Accept:
-		w.counts.Accepted++
-	case packet.Reject:
-		w.counts.Rejected++
-	default:
-		w.counts.Dropped++
-	}
-	if d != nil && d.SetMark && reason == ReasonPolicy && v.Action == packet.Accept {
-		v.SetMark, v.Mark = true, d.Mark
-	}
-	return v
-}
-
-// failAction is what happens to packets that nothing could be decided about.
-func (w *Worker) failAction() packet.Action {
-	if w.now.FailOpen {
-		return packet.Accept
-	}
-	return packet.Drop
 }

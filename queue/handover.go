@@ -144,5 +144,5 @@ func (q *Queue) patience() time.Duration {
 	if q.recovering {
 		return quiet
 	}
-	return idle
+	return Idle
 }

@@ -111,11 +111,11 @@ func TestLabTick(t *testing.T) {
 	start := time.Now()
 	stop := run(t, open(t, ns, Config{}), tickJudge{judge(accept), func(now int64) { ticks <- now }})
 	first := time.Unix(0, <-ticks).Sub(start)
-	if first < idle*9/10 || first > 3*idle {
-		t.Errorf("first tick after %v, want about %v", first, idle)
+	if first < Idle*9/10 || first > 3*Idle {
+		t.Errorf("first tick after %v, want about %v", first, Idle)
 	}
 	flood(t, ns, lab.Flood{To: lo4, Count: 1})
-	if second := time.Unix(0, <-ticks).Sub(start); second-first > idle/2 {
+	if second := time.Unix(0, <-ticks).Sub(start); second-first > Idle/2 {
 		t.Errorf("no tick after a packet for %v", second-first)
 	}
 	stop()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,9 +24,16 @@ const (
 	verdictLen = 40 // bytes of a verdict message with a mark
 
 	bindTimeout = 5 * time.Second // the kernel may have to load a module
-	idle        = time.Second     // at most between two Ticks
-	quiet       = 5 * time.Millisecond
+
+	// heldShare is which part of the queue's places a Holder may use: were it all of
+	// them, the owners of what is held could fill the queue.
+	heldShare = 4
+	quiet     = 5 * time.Millisecond
 )
+
+// Idle is how long Run waits for a packet at most, before it looks after what else
+// there is to do.
+const Idle = time.Second
 
 // A Ticker is a Handler that has work to do between packets, such as expiring
 // flows. Tick is called by Run after each batch, and about once a second while
@@ -37,12 +45,13 @@ type Ticker interface {
 // A Holder is a Handler that may put packets aside (packet.Hold) and judge them
 // later, in any order. Run calls Begin first: answer takes the verdict of such a
 // packet, while Run is in one of the Holder's methods; wake, from any goroutine,
-// makes Run call Settle soon. Settle is called after each batch, and at the time
+// makes Run call Settle soon; room is how many packets may be held at a time, as each
+// has a place of the queue. Settle is called after each batch, and at the time
 // that it returned, in Unix nanoseconds: 0 says that nothing is held. With all it
 // must leave nothing: Run ends.
 type Holder interface {
 	packet.Handler
-	Begin(answer func(m *packet.Meta, v packet.Verdict), wake func())
+	Begin(answer func(m *packet.Meta, v packet.Verdict), wake func(), room int)
 	Settle(now int64, all bool) (next int64)
 }
 
@@ -63,6 +72,9 @@ type Queue struct {
 	before  Stats // of earlier owners
 	unknown bool  // what they counted is
 	flushes flushes
+
+	pulse atomic.Uint64 // see Pulse
+	held  uint64        // packets that the Holder has
 
 	long int64 // Unix nanoseconds until which the kernel copies longCopy bytes; 0: Config.CopyRange
 
@@ -157,8 +169,10 @@ func (q *Queue) Close() error { return q.conn.Close() }
 func (q *Queue) Run(ctx context.Context, h packet.Handler) error {
 	if holder, ok := h.(Holder); ok && q.settle == nil {
 		q.settle = holder.Settle
-		holder.Begin(q.later, q.wake)
+		holder.Begin(q.later, q.wake, int(q.cfg.MaxLen)/heldShare)
 	}
+	q.enter(busy)
+	defer q.enter(ended)
 	err := q.serve(ctx, h)
 	switch {
 	case err != nil:
@@ -197,7 +211,7 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 		now := time.Now()
 		late := errors.Is(err, os.ErrDeadlineExceeded)
 		if late {
-			q.until = now.Add(idle)
+			q.until = now.Add(Idle)
 			err = q.conn.SetReadDeadline(q.until) // before ctx, or what is held, is looked at again
 		}
 		if err == nil && late && q.recovering { // a packet may have come while we were not running
@@ -208,7 +222,7 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 		}
 		n := q.answer(h, now.UnixNano())
 		spin = n > 0 && q.cfg.Spin > 0
-		q.busy(n)
+		q.noteBacklog(n)
 		if late {
 			q.repeat(q.lastID)
 		}
@@ -225,15 +239,16 @@ func (q *Queue) serve(ctx context.Context, h packet.Handler) error {
 	return nil
 }
 
-// busy notes that a batch of n messages was read. One that is not full emptied
-// the socket: what was queued between two such moments was read between them.
-func (q *Queue) busy(n int) {
+// noteBacklog notes that a batch of n messages was read. One that is not full emptied
+// the socket: what was queued between two such moments was read between them. What is
+// held has places, too.
+func (q *Queue) noteBacklog(n int) {
 	run := q.count.backlog.Load() + uint64(n)
 	if n == batch {
 		q.count.backlog.Store(run)
 		return
 	}
-	if run+batch >= uint64(q.cfg.MaxLen) {
+	if run+batch+q.held >= uint64(q.cfg.MaxLen) {
 		q.count.saturated.Add(1)
 	}
 	q.count.backlog.Store(0)
@@ -241,6 +256,7 @@ func (q *Queue) busy(n int) {
 
 // later takes the verdict of a packet that was held.
 func (q *Queue) later(m *packet.Meta, v packet.Verdict) {
+	q.held--
 	q.verdict(m, v)
 	if q.out.Len() == batch {
 		q.flush()
@@ -286,7 +302,7 @@ func (q *Queue) receive(ctx context.Context, spin bool) error {
 			return err
 		}
 	}
-	return q.conn.Recv()
+	return q.wait()
 }
 
 // spin looks for a batch until one is there, Config.Spin is over or ctx is done.
@@ -324,7 +340,7 @@ func (q *Queue) drain(h packet.Handler) error {
 		if err := q.conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
 			return err
 		}
-		err := q.conn.Recv()
+		err := q.wait()
 		late := errors.Is(err, os.ErrDeadlineExceeded)
 		if late { // or we were not running when a packet came
 			err = q.conn.TryRecv()
@@ -388,7 +404,9 @@ func (q *Queue) message(h packet.Handler, now int64) {
 	switch {
 	case v.Action == packet.Again && q.meta.More:
 		q.again(now)
-	case v.Action != packet.Hold || q.settle == nil:
+	case v.Action == packet.Hold && q.settle != nil:
+		q.held++
+	default:
 		q.verdict(&q.meta, v)
 	}
 }

@@ -134,7 +134,7 @@ func TestLabSpin(t *testing.T) {
 	if before == 0 {
 		t.Error("no tick while packets came")
 	}
-	if !lab.Poll(3*idle, func() bool { time.Sleep(idle / 10); return ticks.Load() > before }) {
+	if !lab.Poll(3*Idle, func() bool { time.Sleep(Idle / 10); return ticks.Load() > before }) {
 		t.Errorf("no tick for %v without packets", time.Since(began))
 	}
 	if used, took := cpuTime(t)-worked, time.Since(began); used > took/4 {
