@@ -46,6 +46,7 @@ type Config struct {
 	PolicyBudget  string `yaml:"policy-budget"`  // duration; default: 50ms
 	Control       string `yaml:"control"`        // socket for verdictd status; "none": none; default: /run/verdictd/verdictd.sock
 	Metrics       string `yaml:"metrics"`        // address to serve metrics at; default: none
+	Watchdog      string `yaml:"watchdog"`       // duration; "0": none; default: 1s
 	StatsInterval string `yaml:"stats-interval"` // duration; "0": none; default: 60s
 	Bundle        Bundle `yaml:"bundle"`
 	Log           Log    `yaml:"log"`

@@ -53,6 +53,7 @@ type daemon struct {
 	observer observer
 
 	memory   memory
+	watchdog watchdog
 	line     *succession       // never nil
 	heir     *heir             // has taken or is taking our place
 	upgrades *net.UnixListener // nil if there is none
@@ -75,6 +76,7 @@ type daemon struct {
 // run runs the daemon until ctx is done or a part of it fails.
 func (d *daemon) run(ctx context.Context) error {
 	d.resumed = d.line.elder != nil || d.line.afterCrash
+	defer d.startWatch(ctx)()
 	loaded, err := d.loadPolicy(ctx)
 	if early, done := d.toldEarly(ctx); done {
 		return early
@@ -191,6 +193,7 @@ func (d *daemon) open(ctx context.Context) error {
 		d.queues = append(d.queues, q)
 	}
 	d.attached = time.Now()
+	d.watchQueues()
 	if d.line.elder == nil {
 		d.marks.begin()
 		d.continueCounts()
@@ -260,7 +263,10 @@ func (d *daemon) judge(ctx context.Context) error {
 func (d *daemon) endFlows(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endFlowsLimit)
 	defer cancel()
-	for _, w := range d.workers {
+	for i, w := range d.workers {
+		if d.watchdog.abandons(i) {
+			continue
+		}
 		w.EndFlows(ctx)
 		w.Close()
 	}
@@ -280,8 +286,8 @@ func (d *daemon) judgeOn(ctx context.Context) error {
 	defer endServe(nil)
 	side, endSide := context.WithCancel(serve)
 	defer endSide()
-	for i, q := range d.queues {
-		tasks.Go(func() error { return q.Run(serve, d.workers[i]) })
+	for i := range d.queues {
+		tasks.Go(func() error { return d.runQueue(serve, i) })
 	}
 	if d.nflog != nil {
 		tasks.Go(func() error { return d.nflog.Run(serve) })

@@ -202,7 +202,7 @@ func (d *daemon) giveAll(ctx context.Context, h *heir) error {
 
 // giveLegacy sends everything but the flows.
 func (d *daemon) giveLegacy(h *heir) error {
-	l := legacy{Stopped: time.Now(), Engine: d.engine.Past(), Marks: d.marks.legacy(), Hook: d.Hook, Run: d.auditRun, Books: d.observer.book.Past(), Told: d.memory.told}
+	l := legacy{Stopped: time.Now(), Engine: d.engine.Past(), Marks: d.marks.legacy(), Hook: d.Hook, Run: d.auditRun, Books: d.observer.book.Past(), Told: d.memory.told, Hangs: d.watchdog.known()}
 	for i, q := range d.queues {
 		l.Queues = append(l.Queues, queueLegacy{Num: q.Num(), Position: q.Position(), Worker: d.workers[i].Past()})
 	}

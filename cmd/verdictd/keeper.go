@@ -51,6 +51,8 @@ type keeper struct {
 	stopping bool
 	sweeping bool // the worker only leaves what --on-stop says
 	retry    <-chan time.Time
+
+	vigil vigil
 }
 
 // runKeeper is verdictd run --keeper. It returns when the worker has ended in
@@ -108,8 +110,15 @@ func (k *keeper) run() (code int, err error) {
 	if err := k.spawn(); err != nil {
 		return exitError, err
 	}
+	looks := time.NewTicker(keeperLook)
+	defer looks.Stop()
 	for {
 		select {
+		case <-looks.C:
+			k.drain()
+			if code, over, err := k.look(); over {
+				return code, err
+			}
 		case <-k.heard:
 			k.drain()
 		case <-k.retry:
@@ -125,7 +134,7 @@ func (k *keeper) run() (code int, err error) {
 				}
 				continue
 			}
-			k.stopping = k.stopping || s == unix.SIGTERM || s == unix.SIGINT
+			k.stop(s)
 			if k.worker == 0 && k.stopping {
 				if err := k.sweep(); err != nil {
 					return exitError, err
@@ -148,7 +157,7 @@ func (k *keeper) forward(s syscall.Signal) {
 // spawn starts a worker, with the sockets that the last one left.
 func (k *keeper) spawn(more ...string) error {
 	own, fds := k.store.Child()
-	own = append(own, more...)
+	own = append(append(own, more...), k.vigil.begin()...)
 	names := make([]string, len(own))
 	for i, v := range own {
 		names[i], _, _ = strings.Cut(v, "=")
@@ -174,7 +183,9 @@ func (k *keeper) spawn(more ...string) error {
 // keeper has none that could.
 func (k *keeper) sweep() error {
 	k.sweeping, k.retry = true, nil
-	return k.spawn(sweepEnv + "=1")
+	err := k.spawn(sweepEnv + "=1")
+	k.vigil.stop = time.Now().Add(sweepLimit)
+	return err
 }
 
 // hear does what one of the worker's processes says.
@@ -186,9 +197,13 @@ func (k *keeper) hear(n *handover.Notice) {
 	if pid, err := strconv.Atoi(n.Values["MAINPID"]); err == nil && pid != k.worker && k.ours(pid) {
 		k.log.Info("following the upgrade", "worker", pid, "before", k.worker)
 		k.worker = pid
+		k.vigil = vigil{stop: k.vigil.stop}
 		if k.stopping { // the old one, which was told, had already let go
 			k.forward(unix.SIGTERM)
 		}
+	}
+	if n.PID == k.worker {
+		k.hearAlive(n)
 	}
 	if n.Values["READY"] == "1" {
 		k.ready, k.readyAt = true, time.Now()
@@ -228,9 +243,9 @@ func (k *keeper) reap() (code int, over bool, err error) {
 func (k *keeper) bury(status unix.WaitStatus) (code int, over bool, err error) {
 	// Whoever the worker had started must not read its queues any more.
 	_ = unix.Kill(-k.group, unix.SIGKILL) // fails if nobody is left
-	for {
-		if _, err := unix.Wait4(-1, nil, 0, nil); err != nil && err != unix.EINTR {
-			break
+	for end := time.Now().Add(buryLimit); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if _, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != nil && err != unix.EINTR {
+			break // nobody is left
 		}
 	}
 	k.drain()

@@ -40,6 +40,7 @@ type status struct {
 	Audit   auditStatus   `json:"audit"`
 
 	Attribution attributionStatus `json:"attribution"`
+	Watchdog    watchdogStatus    `json:"watchdog"`
 }
 
 type policyStatus struct {
@@ -149,6 +150,7 @@ type observer struct {
 func (d *daemon) openObserver() error {
 	o := &d.observer
 	o.started = time.Now()
+	d.watchdog.begin(d.hangsBefore())
 	books, told := d.books()
 	o.book = ledger.NewBook(ledger.Config{Queues: d.queues, NetNS: d.netns, WentDown: d.links.WentDown, Past: books})
 	d.memory.overload = ledger.NewOverload(told)
@@ -249,6 +251,7 @@ func (d *daemon) status() (*status, error) {
 		},
 	}
 	st.Attribution, st.Trial = d.attributionStatus(), d.trials.shown.Load()
+	st.Watchdog = d.watchdog.status(d.watchLimit)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	snapshot, _ := d.engine.Snapshot()

@@ -33,6 +33,7 @@ type note struct {
 	Books  ledger.Past      `json:"books"`
 	Told   []ledger.Told    `json:"told"`
 	Log    logsink.LogStats `json:"log"`
+	Hangs  hangs            `json:"hangs"`
 }
 
 type queueNote struct {
@@ -139,6 +140,14 @@ func (d *daemon) continueCounts() {
 	}
 }
 
+// hangsBefore returns what is known of hangs of the processes before.
+func (d *daemon) hangsBefore() hangs {
+	if n := d.memory.died; n != nil {
+		return n.Hangs
+	}
+	return d.line.legacy.Hangs
+}
+
 // books returns what the ledger goes on after: the counters and what has been
 // told of losses.
 func (d *daemon) books() (ledger.Past, []ledger.Told) {
@@ -158,7 +167,7 @@ func (d *daemon) writeNote() {
 	defer m.mu.Unlock()
 	n := note{
 		PID: os.Getpid(), At: time.Now(), Run: d.auditRun, Engine: d.engine.Published(), Judged: d.engine.Stats(),
-		Books: d.observer.book.Past(), Log: d.audit.Stats(), Told: m.told,
+		Books: d.observer.book.Past(), Log: d.audit.Stats(), Told: m.told, Hangs: d.watchdog.known(),
 	}
 	for _, q := range d.queues {
 		n.Queues = append(n.Queues, queueNote{Num: q.Num(), Stats: q.Stats()})
@@ -185,6 +194,10 @@ func (d *daemon) storeBox() {
 
 // tellDeath records what became of the counts of a daemon that died.
 func (d *daemon) tellDeath() {
+	if h := d.watchdog.ended; h != nil {
+		d.log.Error("going on for a process that stood still", "pid", h.PID, "at", h.What)
+		d.audit.Admin("worker_replaced", h.String())
+	}
 	n := d.memory.died
 	if n == nil {
 		return

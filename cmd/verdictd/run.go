@@ -52,9 +52,14 @@ verdictd upgrade).
 With --keeper, a worker that dies is started anew at once; the packets it had
 read and not answered are judged by the next one. The keeper passes SIGHUP,
 SIGUSR2, SIGINT and SIGTERM on. It gives up when nine workers have died in a
-row, none of which judged for 10 s: then --fail decides. It does not help
-against a worker that hangs. Under systemd the descriptor store does the same
-without a keeper.
+row, none of which judged for 10 s: then --fail decides. Under systemd the
+descriptor store does the same without a keeper.
+
+A worker that does not come back from its work within a second (--watchdog) is
+told of, counted, and replaced in the same way by the keeper or systemd; nothing
+passes meanwhile. The keeper leaves one alone that is being traced. Told to stop,
+verdictd ends, whatever hangs: the keeper ends a worker that does not answer, and
+leaves what --on-stop says.
 
 An idle queue costs nothing, and waking up for the next packet takes time. With
 --spin 50us verdictd goes on looking for that long after each packet before it
@@ -166,6 +171,7 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	bindPollFlags(flags, &c.Bundle)
 	flags.StringVar(&c.Control, "control", c.Control, "`SOCKET` for verdictd status and reload, or none (default /run/verdictd/verdictd.sock)")
 	flags.StringVar(&c.Metrics, "metrics", c.Metrics, "serve metrics for Prometheus at this `ADDRESS`, such as 127.0.0.1:9477 (default: nowhere)")
+	flags.StringVar(&c.Watchdog, "watchdog", c.Watchdog, "`TIME` in which verdictd has to come back from its work; else that is told, and a supervisor replaces it; 0 for never (default 1s)")
 	flags.StringVar(&c.StatsInterval, "stats-interval", c.StatsInterval, "`TIME` between two stats records in the audit log, 0 for none (default 60s)")
 	flags.StringVar(&c.Log.File, "log", c.Log.File, "audit log `FILE`, - for standard output (default -)")
 	flags.BoolVar(&c.Log.Pretty, "pretty", c.Log.Pretty, "print lines for people on standard output; a log file stays JSON")
@@ -231,6 +237,8 @@ type settings struct {
 	netns int  // file descriptor of the network namespace, 0: our own
 	quiet bool // the daemon's own messages go nowhere
 
+	watchLimit time.Duration // 0: nobody looks whether queues are answered
+
 	statsInterval time.Duration // 0: no stats records but the last
 
 	confirm       time.Duration // 0: the start need not be confirmed
@@ -280,7 +288,7 @@ func newSettings(c config.Config) (settings, error) {
 	if onServer(s.Policy) && s.Bundle.LastGood != "none" {
 		s.bundle.Keep = cmp.Or(s.Bundle.LastGood, defaultLastGood)
 	}
-	for _, check := range []func() error{s.checkObserver, s.checkSpin, s.checkRanges, s.checkConfirm} {
+	for _, check := range []func() error{s.checkObserver, s.checkWatchdog, s.checkSpin, s.checkRanges, s.checkConfirm} {
 		if err := check(); err != nil {
 			return s, err
 		}

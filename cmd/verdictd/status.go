@@ -53,6 +53,9 @@ passed unjudged are packets that --fail open let pass for want of room. The
 kernel does not count them: those of a full queue are known only with --hook,
 from the counters of its rules.
 
+watchdog says how often a worker, or the goroutine of a queue, did not come back from
+its work in time, and how many processes were replaced for it.
+
 The exit code is 0 only if the daemon judges packets and its rules are in; 3 while
 it is starting or stopping. If no daemon answers, it is 1, and status says what the
 rules do that one may have left in the kernel.
@@ -230,6 +233,7 @@ func (st *status) write(w io.Writer, now time.Time) error {
 	fmt.Fprintf(&b, "audit log  %d events, %d lost, %d unwritten, %d write errors\n",
 		st.Audit.Events, st.Audit.Lost, st.Audit.Unwritten, st.Audit.WriteErrors)
 	b.WriteString(st.Attribution.text())
+	b.WriteString(st.Watchdog.text())
 	_, err := io.WriteString(w, b.String())
 	return err
 }

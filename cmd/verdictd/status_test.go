@@ -45,6 +45,9 @@ func sampleStatus() *status {
 		Judged: judgedStatus{Known: 900, Established: 30, Related: 2, Malformed: 1, WouldDrop: 12},
 		Flows:  flowStatus{Now: 40, Limit: 131072, New: 60, Evicted: 3, NoRoom: 1, Offloaded: 8, OffloadedPackets: 9000},
 		Audit:  auditStatus{Events: 123, Lost: 4, Unwritten: 6, WriteErrors: 2, Rotations: 1},
+		Watchdog: watchdogStatus{Limit: "1s", Hanging: []uint16{1}, hangs: hangs{
+			Count: 2, Replaced: 1, Last: &hang{At: start.Add(time.Hour), PID: 4700, Queue: 1, What: "main.f < main.g"},
+		}},
 		Attribution: attributionStatus{RuleReason: "the kernel has no bpf match", Report: attribution.Report{
 			Mode: "auto", Recording: true, SockDiag: true, Searches: 2, Failed: 1, Unhashed: 4, Unrecorded: 3,
 			Programs: []attribution.Program{{Name: "exec", Reason: "no BTF"}, {Name: "flow", Attached: true}},

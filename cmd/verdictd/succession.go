@@ -52,6 +52,7 @@ type legacy struct {
 	Run     string                `json:"run"`     // of the audit log
 	Books   ledger.Past           `json:"books"`
 	Told    []ledger.Told         `json:"told"`
+	Hangs   hangs                 `json:"hangs"`
 }
 
 // marksLegacy are the marks of connections that the rules know.
