@@ -4,7 +4,6 @@ package verdictd
 
 decision := {
 	"verdict": "accept",
-	"rule": "monitor",
-	"reason": "no policy is loaded",
+	"rule": "no-policy",
 	"log": true,
 }

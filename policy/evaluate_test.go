@@ -173,7 +173,7 @@ func TestBuiltinPolicy(t *testing.T) {
 	if err := p.Evaluate(facts(packet.ProtoUDP, "192.0.2.1:1", "192.0.2.2:2"), &d); err != nil {
 		t.Fatal(err)
 	}
-	want := rules.Decision{Action: packet.Accept, Rule: "monitor", Reason: "no policy is loaded", Log: true}
+	want := rules.Decision{Action: packet.Accept, Rule: "no-policy", Log: true}
 	if diff := cmp.Diff(want, d); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

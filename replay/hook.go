@@ -50,11 +50,13 @@ func (t *interfaces) name(index uint32) string {
 
 // place sets the hook and the interfaces of a packet.
 func (o *Options) place(l *link, captured uint32) {
+	l.assumed = false
 	switch {
 	case o.FixHook:
 		l.Hook = o.Hook
 	case !l.hasHook:
 		l.Hook = o.guessHook(l)
+		l.assumed = len(o.Local) == 0 && l.way == wayUnknown
 	}
 	if l.placed {
 		return

@@ -25,6 +25,9 @@ func (jsonEncoder) line(b []byte, r *record) []byte {
 	if r.several {
 		b = jsonString(b, "capture", r.capture)
 	}
+	if r.Flow != 0 {
+		b = jsonNumber(b, "flow_id", r.Flow)
+	}
 	b = jsonFlow(b, r)
 	b = jsonString(b, "verdict", r.Verdict.Action.String())
 	b = jsonString(b, "rule", r.Rule)

@@ -43,6 +43,7 @@ type link struct {
 	ifindex   uint32 // SLL2: the interface by number, else 0
 	placed    bool   // NFLOG: the capture says where the packet was
 	hasHook   bool   // NFLOG: Meta.Hook is known
+	assumed   bool   // nothing says where the packet was judged: see Options.place
 	wire      uint32 // NFLOG: length of the packet on the wire, else 0
 	vlans     [maxVLANs]uint16
 	vlanCount int

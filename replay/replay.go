@@ -25,6 +25,7 @@ type Outcome struct {
 	Packet  *packet.Packet // the packet as decoded, lent until the next call of Judge; nil if it was not
 	Verdict packet.Verdict
 	Proto   string // name of the transport protocol, empty if there is none
+	Flow    uint64 // number of the flow, 0 if there is none
 	Rule    string // rule that decided, empty if none did
 	Reason  string // "policy", "established", "malformed", "not_ip", ...; one of a few constants
 	Detail  string // the rule's own reason, why the packet is malformed, or an error; may be empty
@@ -70,7 +71,7 @@ type Options struct {
 	// had to be skipped. It may be nil.
 	Warn func(error)
 
-	// Progress is called every 65536 packets. It may be nil.
+	// Progress is called every 4096 packets. It may be nil.
 	Progress func(Progress)
 }
 
@@ -82,7 +83,7 @@ type Progress struct {
 }
 
 const (
-	progressEvery = 1 << 16
+	progressEvery = 1 << 12
 	cancelEvery   = 1 << 10 // frames between two looks at the context
 	maxWarnings   = 64      // per capture
 )

@@ -25,6 +25,8 @@ type Summary struct {
 	Bytes    uint64 // of the packets judged, on the wire without link layer
 
 	Actions [3]uint64         // packets by packet.Action
+	Hooks   [5]uint64         // packets by packet.Hook
+	Assumed uint64            // packets judged at forward as nothing says where else
 	Reasons map[string]uint64 // packets by reason
 	Rules   map[string]uint64 // packets by rule, those of no rule left out
 
@@ -59,6 +61,10 @@ func (s *Summary) add(r *record) {
 	s.Packets++
 	s.Bytes += uint64(r.link.Length)
 	s.Actions[min(r.Verdict.Action, packet.Reject)]++
+	s.Hooks[min(r.link.Hook, packet.Postrouting)]++
+	if r.link.assumed {
+		s.Assumed++
+	}
 	s.Reasons[r.Reason]++
 	if r.Rule != "" {
 		s.addRule(r.Rule)
@@ -93,10 +99,26 @@ func (s *Summary) String() string {
 		s.Captures, s.Packets, s.Bytes, s.Skipped, s.Traffic.Round(time.Microsecond))
 	fmt.Fprintf(&b, "verdicts accept %d, drop %d, reject %d\n",
 		s.Actions[packet.Accept], s.Actions[packet.Drop], s.Actions[packet.Reject])
+	fmt.Fprintf(&b, "hooks    %s\n", s.hooks())
 	fmt.Fprintf(&b, "reasons  %s\n", counts(s.Reasons, len(s.Reasons)))
 	fmt.Fprintf(&b, "rules    %s\n", counts(s.Rules, topRules))
 	fmt.Fprintf(&b, "speed    %.0f packets/s (%v)\n", s.Rate(), s.Elapsed.Round(time.Millisecond))
 	return b.String()
+}
+
+// hooks says where the packets were judged, and of how many that was a guess.
+func (s *Summary) hooks() string {
+	at := map[string]uint64{}
+	for i, n := range s.Hooks {
+		if n > 0 {
+			at[packet.Hook(i).String()] = n
+		}
+	}
+	text := counts(at, len(at))
+	if s.Assumed > 0 {
+		text += fmt.Sprintf(" (%d of them assumed, as nothing says which way they went: name the host that judges with --local, or the hook with --hook)", s.Assumed)
+	}
+	return text
 }
 
 // counts lists the n greatest counts, greatest first, equal ones by name.

@@ -39,12 +39,13 @@ func newReplayCommand(e env) *cobra.Command {
 		Long: `replay reads packet captures (pcap or pcapng, also .gz or .zst, "-" for standard
 input) and judges each packet the way verdictd run would: same decoding, same
 flow table, same policy, the capture's clock. It prints a line per packet, with
---json a JSON object, and a summary on standard error. It needs no rights, and
-two runs print the same bytes.
+--json a JSON object, and a summary on standard error, with how far it is if it
+takes long. It needs no rights, and two runs print the same bytes.
 
 A packet's hook is that of --hook, or else follows from --local: packets from a
 local address are output, packets to one input, others forward. Without either,
-a capture that says which packets were outgoing is believed; else forward.
+a capture that says which packets were outgoing is believed; else forward, and the
+summary says of how many packets that was assumed.
 
 Exit codes: 0 every packet was judged; 1 the report could not be written;
 2 the policy or a capture is at fault. A capture that is cut short is judged up
@@ -94,7 +95,7 @@ func (f *replayFlags) run(cmd *cobra.Command, e env, captures []string) error {
 	options.Color = e.colour()
 	options.NewInterface = func(i uint32, name string) { names[i] = name }
 	options.Warn = func(err error) { fmt.Fprintf(e.stderr, "verdictd: warning: %v\n", err) }
-	options.Progress = progress(e)
+	options.Progress = progress(e, time.Now)
 
 	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
@@ -202,17 +203,18 @@ func parseFail(text string, mode engine.Mode) (open bool, err error) {
 	return false, settingErrorf("fail", "want open or closed, got %q", text)
 }
 
-// progress shows on a terminal how far a replay is that takes longer than a
-// second.
-func progress(e env) func(replay.Progress) {
-	if !e.stderrTerminal {
-		return nil
+// progress says how far a replay is that takes longer than a second: on a terminal
+// in one line, elsewhere every five seconds in a line of its own.
+func progress(e env, clock func() time.Time) func(replay.Progress) {
+	next, every := clock().Add(time.Second), 5*time.Second
+	line, to := "verdictd: %s: %d packets, %d MB so far\n", e.stderr
+	if e.stderrTerminal {
+		every, line, to = time.Second/4, "\r\x1b[K%s: %d packets, %d MB", e.progress
 	}
-	next := time.Now().Add(time.Second)
 	return func(p replay.Progress) {
-		if now := time.Now(); now.After(next) {
-			next = now.Add(time.Second / 4)
-			fmt.Fprintf(e.progress, "\r\x1b[K%s: %d packets, %d MB", terminal.Word(p.Capture), p.Packets, p.Offset>>20)
+		if now := clock(); now.After(next) {
+			next = now.Add(every)
+			fmt.Fprintf(to, line, terminal.Word(p.Capture), p.Packets, p.Offset>>20)
 		}
 	}
 }
@@ -232,7 +234,7 @@ func (j *judge) Judge(m *packet.Meta, data []byte) replay.Outcome {
 	}
 	v := j.worker.Handle(m, data)
 	o := j.worker.Outcome()
-	r := replay.Outcome{Packet: o.Packet, Verdict: v, Reason: o.Reason}
+	r := replay.Outcome{Packet: o.Packet, Verdict: v, Flow: o.Flow, Reason: o.Reason}
 	if p := o.Packet; p.Status == packet.OK || p.Status == packet.Fragment {
 		r.Proto = rules.ProtocolName(p.Protocol)
 	}
