@@ -105,6 +105,7 @@ func (w *Worker) ownerKnown(reads rules.FieldSet) bool {
 // decision: that of slot s.
 func (w *Worker) settle(e *entry, s *slot) {
 	w.settled = s.accept && s.final && w.now.Marks.Accept != 0 && w.markFree
+	w.first = w.settled && !e.offloaded
 	e.offloaded = e.offloaded || w.settled
 }
 
@@ -163,7 +164,9 @@ func (w *Worker) giveMark(v packet.Verdict, m *packet.Meta) packet.Verdict {
 	case v.Action == packet.Reject:
 		v.Repeat, mark = true, mark&^k.Mask|k.Reject
 	case v.Action == packet.Accept && w.settled:
-		w.counts.Offloaded++
+		if w.first {
+			w.counts.Offloaded++
+		}
 		v.Repeat, mark = true, mark|k.Accept
 	}
 	if v.Repeat || v.SetMark || w.bits != 0 && m.Hook != packet.Output {

@@ -19,7 +19,7 @@ type Stats struct {
 	Held    uint64 // packets that waited for a fact about their owner
 	Lacking uint64 // decisions without a fact that was not known in time
 
-	Offloaded uint64 // packets sent round with the mark that lets the rest of their flow pass by
+	Offloaded uint64 // flows of which a packet was sent round with the mark that lets the rest pass by
 	Returned  uint64 // packets that came back with their mark: no rule knew it
 	Remarked  uint64 // packets of flows that the kernel was told to let pass by, and does not: somebody else overwrites connection marks
 

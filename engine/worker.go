@@ -24,6 +24,7 @@ type Worker struct {
 	value    rules.Value   // scratch
 	bits     uint32        // the ruleset's value in the packet's mark, 0 if none
 	settled  bool          // the packet is accepted by a final decision
+	first    bool          // and is the first of its flow that is
 	markFree bool          // the packet's mark has room for the ruleset's values
 	local    packet.Key    // in the direction in which the local socket sends; scratch
 	data     []byte        // of the packet at hand

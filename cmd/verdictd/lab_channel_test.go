@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -98,16 +99,22 @@ func hear(from, to net.Conn, timeout time.Duration) error {
 	return err
 }
 
-// silent wants that nothing passes a channel any more.
-func silent(t *testing.T, c channel) {
+// silent says something in every channel, both ways, three times; nothing may arrive.
+func silent(t *testing.T, all []channel) {
 	t.Helper()
-	for range 3 {
-		for _, way := range [][2]net.Conn{{c.client, c.server}, {c.server, c.client}} {
-			if err := hear(way[0], way[1], silence); !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("%s: %s to %s: got %v, want that nothing arrives", c.name, way[0].LocalAddr(), way[1].LocalAddr(), err)
+	var channels sync.WaitGroup
+	for _, c := range all {
+		channels.Go(func() {
+			for range 3 {
+				for _, way := range [][2]net.Conn{{c.client, c.server}, {c.server, c.client}} {
+					if err := hear(way[0], way[1], silence); !errors.Is(err, os.ErrDeadlineExceeded) {
+						t.Errorf("%s: %s to %s: got %v, want that nothing arrives", c.name, way[0].LocalAddr(), way[1].LocalAddr(), err)
+					}
+				}
 			}
-		}
+		})
 	}
+	channels.Wait()
 }
 
 // to7003 matches packets from or to port 7003, IP options aside.

@@ -78,6 +78,15 @@ func TestLabReloadConfig(t *testing.T) {
 			}
 		}
 	}
+	// What check warns of is taken, and with --strict refused.
+	const suspicious = acceptAll + "\nunused if input.uid == 7\n"
+	writeFile(t, rego, suspicious)
+	if exit := v.command("reload", "--control", ctl); exit.Code != 0 {
+		t.Errorf("a policy with a warning: got %+v", exit)
+	}
+	if exit := v.command("reload", "--control", ctl, "--strict"); exit.Code != 2 || !strings.Contains(exit.Stderr, "policy refused") || !strings.Contains(exit.Stderr, "p.rego:5:1: ") {
+		t.Errorf("a policy with a warning, strictly: got %+v", exit)
+	}
 	if code := d.Stop(); code != 0 {
 		t.Errorf("got exit code %d: %s", code, d.Stderr())
 	}

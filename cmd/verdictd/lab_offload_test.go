@@ -101,9 +101,7 @@ func TestLabRevoke(t *testing.T) {
 			}
 			d.reload(dropSink, round)
 			atServer, atClient := capture(t, lan.Server, to7003), capture(t, lan.Client, to7003)
-			for _, c := range all {
-				silent(t, c)
-			}
+			silent(t, all)
 			passed, _ := atServer.Packets()
 			returned, _ := atClient.Packets()
 			if ns == lan.Router && passed+returned > 0 || ns == lan.Client && passed > 0 || ns == lan.Server && returned > 0 {

@@ -30,6 +30,7 @@ type order struct {
 	outcome chan<- reloadResult // with room for it; nil: nobody waits
 	confirm time.Duration       // the policy goes on trial for so long; 0: as the settings say
 	own     []uint32            // inodes of sockets of who asked
+	strict  bool                // refuse a policy that check warns of
 }
 
 // reloader asks policy.Watch to load the policy again, and finds out what came
@@ -110,6 +111,9 @@ func (o order) String() string {
 	if o.confirm > 0 {
 		text += " confirm=" + o.confirm.String()
 	}
+	if o.strict {
+		text += " strict"
+	}
 	if own := o.own[:min(len(o.own), maxOwn)]; len(own) > 0 {
 		text += " own=" + strings.Trim(strings.ReplaceAll(fmt.Sprint(own), " ", ","), "[]")
 	}
@@ -124,6 +128,8 @@ func parseOrder(text string) (o order, err error) {
 	for word := range strings.FieldsSeq(text) {
 		name, value, _ := strings.Cut(word, "=")
 		switch name {
+		case "strict":
+			o.strict = true
 		case "confirm":
 			if o.confirm, err = parseConfirm(name, value); err != nil {
 				return o, err

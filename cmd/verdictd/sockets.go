@@ -91,20 +91,22 @@ Needs root, or the user that verdictd runs as.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&path, "control", "", controlUsage)
+	flags.StringVar(&path, "control", "", controlUsage+"; none: ask no daemon")
 	whatIf.bind(cmd)
 	flags.BoolVar(&changed, "changed", false, "with --policy: only sockets that would get another verdict")
 	flags.BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }
 
-// askSockets asks the daemon at path, or the only one. If none runs it looks
-// itself.
+// askSockets asks the daemon at path, or the only one. If none runs, or none is to be
+// asked, it looks itself.
 func askSockets(ctx context.Context, path string) (*socketsAnswer, error) {
 	var answer socketsAnswer
-	err := ask(ctx, path, commandSockets, socketsPatience, &answer)
-	if err == nil || path != "" || !errors.Is(err, control.ErrNobody) {
-		return &answer, err
+	if path != noControl {
+		err := ask(ctx, path, commandSockets, socketsPatience, &answer)
+		if err == nil || path != "" || !errors.Is(err, control.ErrNobody) {
+			return &answer, err
+		}
 	}
 	r, err := attribution.Open(attribution.Config{Mode: attribution.Proc})
 	if err != nil {

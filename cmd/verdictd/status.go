@@ -116,13 +116,16 @@ func withLeftRules(err error) error {
 
 func newReloadCommand(e env) *cobra.Command {
 	var path, limit string
+	var strict bool
 	cmd := &cobra.Command{
 		Use:   "reload",
 		Short: "Make a running verdictd load its policy again",
 		Long: `reload makes a running verdictd load its policy again and reopen its log file, as
 SIGHUP does, and says what came of it. A policy with an error, or whose own
 tests fail, is refused: the old one stays, its errors are printed, and the exit
-code is 2.
+code is 2. With --strict so is one that verdictd check warns of; a file that you
+have just changed is in use already, without that, unless verdictd run --strict
+says otherwise.
 
 The configuration file is read again too. If it is broken, that is the error, and
 nothing is loaded; else the settings are named that differ from those in use: they
@@ -138,7 +141,7 @@ Needs root, or the user that verdictd runs as.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var r reloadResult
-			o := order{own: ownSockets(os.Getpid())}
+			o := order{own: ownSockets(os.Getpid()), strict: strict}
 			var err error
 			if o.confirm, err = parseConfirm("confirm", limit); err != nil {
 				return badInput(err)
@@ -163,6 +166,7 @@ Needs root, or the user that verdictd runs as.`,
 		},
 	}
 	cmd.Flags().StringVar(&path, "control", "", controlUsage)
+	cmd.Flags().BoolVar(&strict, "strict", false, "refuse a policy that verdictd check warns of")
 	cmd.Flags().StringVar(&limit, "confirm", "", "go back after this `TIME`, such as 60s, unless verdictd confirm comes before")
 	return cmd
 }
@@ -215,7 +219,7 @@ func (st *status) write(w io.Writer, now time.Time) error {
 	fmt.Fprintf(&b, "\n%s\n\n", st.verdict())
 	fmt.Fprintf(&b, "flows      %d of %d remembered, %d new, %d evicted, %d found no room\n",
 		st.Flows.Now, st.Flows.Limit, st.Flows.New, st.Flows.Evicted, st.Flows.NoRoom)
-	fmt.Fprintf(&b, "offload    %d packets decided for good with the rest of their flow, %d packets passed by the queue\n",
+	fmt.Fprintf(&b, "offload    %d flows decided for good, %d of their packets passed by the queue\n",
 		st.Flows.Offloaded, st.Flows.OffloadedPackets)
 	if n := st.Flows.ErrorPackets; n > 0 {
 		fmt.Fprintf(&b, "           %d errors of this host about packets that began no connection passed: the kernel does not queue them\n", n)
