@@ -26,16 +26,17 @@ import (
 // where it has scalar leaves only, as the fields of a document.
 
 // target is the plugin. It runs plans with this package.
-type target struct{ t *testTarget }
+type target struct {
+	t    *testTarget
+	name string
+}
 
 type testTarget struct {
 	data   ast.Value
 	fields []rules.Field
 }
 
-const targetName = "verdictd-test"
-
-func (target) IsTarget(name string) bool { return name == targetName }
+func (p target) IsTarget(name string) bool { return name == p.name }
 
 func (p target) PrepareForEval(_ context.Context, policy *ir.Policy, _ ...rego.PrepareOption) (rego.TargetPluginEval, error) {
 	tidy(policy)
@@ -100,11 +101,17 @@ func inputOf(ec *rego.EvalContext) ast.Value {
 }
 
 func TestConformance(t *testing.T) {
-	tt := new(testTarget)
-	rego.RegisterPlugin(targetName, target{tt})
 	t.Cleanup(rego.ResetTargetPlugins)
-	for _, mode := range []string{"generic", "fields"} {
+	modes := []string{"generic", "fields"}
+	targets := map[string]*testTarget{}
+	for _, mode := range modes {
+		targets[mode] = new(testTarget)
+		rego.RegisterPlugin(mode, target{targets[mode], mode})
+	}
+	for _, mode := range modes {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			tt := targets[mode]
 			count := map[string]int{}
 			eachCase(t, func(c cases.TestCase) {
 				result := runCase(t, tt, mode, c)
@@ -167,7 +174,7 @@ func runCase(t *testing.T, tt *testTarget, mode string, c cases.TestCase) string
 	if !ok {
 		return "skip: does not compile"
 	}
-	got, gotErr, ok := evalCase(tt, c, input, targetName)
+	got, gotErr, ok := evalCase(tt, c, input, mode)
 	switch {
 	case !ok:
 		return "skip: planner"
