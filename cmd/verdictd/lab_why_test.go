@@ -29,7 +29,10 @@ func TestLabWhyEndpoint(t *testing.T) {
 		return v.command(append([]string{"why", "--control", ctl, end}, more...)...)
 	}
 	const end = "10.99.0.2:9"
-	if !lab.Poll(wait, func() bool { text, _ := os.ReadFile(log); return strings.Count(string(text), `"dest_port":`+fmt.Sprint(sinkPort)) == 3 }) {
+	if !lab.Poll(wait, func() bool {
+		text, _ := os.ReadFile(log)
+		return strings.Count(string(text), `"dest_port":`+fmt.Sprint(sinkPort)) == 3
+	}) {
 		t.Fatal("no records")
 	}
 	place := func(port int) string { // of the record with this source
