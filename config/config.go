@@ -19,37 +19,42 @@ import (
 // "log." and the like written "log-". The zero value of a field, except where
 // stated, is its default.
 type Config struct {
-	Queues        Queues `yaml:"queue"`         // default: 0
-	Policy        string `yaml:"policy"`        // default: accept and record everything
-	Strict        bool   `yaml:"strict"`        // refuse a policy that check warns of
-	Mode          string `yaml:"mode"`          // enforce, monitor; default: enforce if there is a policy
-	Fail          string `yaml:"fail"`          // open, closed; default: closed in enforce mode
-	Malformed     string `yaml:"malformed"`     // drop, accept: packets that cannot be decoded; default: drop
-	Hook          string `yaml:"hook"`          // such as "output,input"; default: the user keeps the rules
-	OnStop        string `yaml:"on-stop"`       // closed, open: what a stop leaves of the rules of hook; default: as fail
-	RequireRules  bool   `yaml:"require-rules"` // refuse to start if nothing would be judged or enforced
-	Loopback      bool   `yaml:"loopback"`      // with hook: judge loopback traffic too
-	StrictND      bool   `yaml:"strict-neighbour"`
-	Offload       string `yaml:"offload"`        // on, off; default: on with hook
-	OffloadMask   string `yaml:"offload-mask"`   // bits of marks that are verdictd's; default: 0xff000000
-	ResetDenied   bool   `yaml:"reset-denied"`   // reset connections that a new policy denies
-	Confirm       string `yaml:"confirm"`        // duration; the start is undone unless it is confirmed by then; default: it need not be
-	ConfirmPolicy string `yaml:"confirm-policy"` // duration; the same for each policy that takes another's place; default: it need not be
-	NFLogGroups   Groups `yaml:"nflog-group"`
-	Flows         int    `yaml:"flows"`          // default: 65536 per queue
-	QueueLength   int    `yaml:"queue-length"`   // packets; default: 8192
-	CopyRange     int    `yaml:"copy-range"`     // bytes; default: 256
-	Attribution   string `yaml:"attribution"`    // auto, proc, off: how owners of sockets are found; default: auto
-	RecordPin     string `yaml:"record-pin"`     // where rules of the user's own find the program that records who sends; default: nowhere
-	Spin          string `yaml:"spin"`           // duration; default: 0
-	Engine        string `yaml:"engine"`         // compiled, topdown; default: compiled
-	PolicyBudget  string `yaml:"policy-budget"`  // duration; default: 50ms
-	Control       string `yaml:"control"`        // socket for verdictd status; "none": none; default: /run/verdictd/verdictd.sock
-	Metrics       string `yaml:"metrics"`        // address to serve metrics at; default: none
-	Watchdog      string `yaml:"watchdog"`       // duration; "0": none; default: 1s
-	StatsInterval string `yaml:"stats-interval"` // duration; "0": none; default: 60s
-	Bundle        Bundle `yaml:"bundle"`
-	Log           Log    `yaml:"log"`
+	Queues         Queues `yaml:"queue"`         // default: 0
+	Policy         string `yaml:"policy"`        // default: accept and record everything
+	Strict         bool   `yaml:"strict"`        // refuse a policy that check warns of
+	Mode           string `yaml:"mode"`          // enforce, monitor; default: enforce if there is a policy
+	Fail           string `yaml:"fail"`          // open, closed; default: closed in enforce mode
+	Malformed      string `yaml:"malformed"`     // drop, accept: packets that cannot be decoded; default: drop
+	Hook           string `yaml:"hook"`          // such as "output,input"; default: the user keeps the rules
+	OnStop         string `yaml:"on-stop"`       // closed, open: what a stop leaves of the rules of hook; default: as fail
+	RequireRules   bool   `yaml:"require-rules"` // refuse to start if nothing would be judged or enforced
+	Loopback       bool   `yaml:"loopback"`      // with hook: judge loopback traffic too
+	StrictND       bool   `yaml:"strict-neighbour"`
+	Offload        string `yaml:"offload"`        // on, off; default: on with hook
+	OffloadMask    string `yaml:"offload-mask"`   // bits of marks that are verdictd's; default: 0xff000000
+	ResetDenied    bool   `yaml:"reset-denied"`   // reset connections that a new policy denies
+	Confirm        string `yaml:"confirm"`        // duration; the start is undone unless it is confirmed by then; default: it need not be
+	ConfirmPolicy  string `yaml:"confirm-policy"` // duration; the same for each policy that takes another's place; default: it need not be
+	NFLogGroups    Groups `yaml:"nflog-group"`
+	Flows          int    `yaml:"flows"`           // default: 65536 per queue
+	QueueLength    int    `yaml:"queue-length"`    // packets; default: 8192
+	CopyRange      int    `yaml:"copy-range"`      // bytes; default: 256
+	Attribution    string `yaml:"attribution"`     // auto, proc, off: how owners of sockets are found; default: auto
+	HoldFacts      string `yaml:"hold-facts"`      // duration; "0": not at all; default: 250ms
+	HoldHash       string `yaml:"hold-hash"`       // duration; "0": not at all; default: 2s
+	AcceptUnhashed bool   `yaml:"accept-unhashed"` // a policy may accept for want of a hash that is not known yet
+	HashSize       string `yaml:"hash-size"`       // of a program that is hashed; default: 256MiB
+	HashTime       string `yaml:"hash-time"`       // duration; default: 30s
+	RecordPin      string `yaml:"record-pin"`      // where rules of the user's own find the program that records who sends; default: nowhere
+	Spin           string `yaml:"spin"`            // duration; default: 0
+	Engine         string `yaml:"engine"`          // compiled, topdown; default: compiled
+	PolicyBudget   string `yaml:"policy-budget"`   // duration; default: 50ms
+	Control        string `yaml:"control"`         // socket for verdictd status; "none": none; default: /run/verdictd/verdictd.sock
+	Metrics        string `yaml:"metrics"`         // address to serve metrics at; default: none
+	Watchdog       string `yaml:"watchdog"`        // duration; "0": none; default: 1s
+	StatsInterval  string `yaml:"stats-interval"`  // duration; "0": none; default: 60s
+	Bundle         Bundle `yaml:"bundle"`
+	Log            Log    `yaml:"log"`
 }
 
 // Bundle are the settings of a policy that is an OPA bundle. But for the key,

@@ -126,7 +126,10 @@ func (w *Worker) settleHeld(force func(p *held) bool) {
 // returns whether it did. e is its flow, nil if it has none in the table.
 func (w *Worker) hold(e *entry, m *packet.Meta) bool {
 	h := &w.held
-	wait := w.engine.cfg.HoldFacts
+	wait := time.Duration(0)
+	if w.lacking&^process.FactHash != 0 {
+		wait = w.engine.cfg.HoldFacts
+	}
 	if w.lacking&process.FactHash != 0 {
 		wait = max(wait, w.engine.cfg.HoldHash)
 	}

@@ -108,6 +108,7 @@ type ownerLine struct {
 	Exe       string         `json:"exe"`
 	Inside    string         `json:"exe_inside"`
 	SHA256    string         `json:"exe_sha256"`
+	NoSHA256  string         `json:"exe_no_sha256"`
 	Inode     uint64         `json:"exe_inode"`
 	Device    uint64         `json:"exe_device"`
 	Deleted   bool           `json:"exe_deleted"`
@@ -153,7 +154,7 @@ func (l *ownerLine) owner() *process.Owner {
 	}
 	o.Process = &process.Process{
 		PID: l.PID, Start: l.Start * int64(time.Second), Comm: l.Comm, Cmdline: l.Cmdline, TTY: l.TTY,
-		Exe: process.Exe{Path: l.Exe, Inside: l.Inside, Inode: l.Inode, Device: l.Device, Deleted: l.Deleted, SHA256: l.SHA256},
+		Exe: process.Exe{Path: l.Exe, Inside: l.Inside, Inode: l.Inode, Device: l.Device, Deleted: l.Deleted, SHA256: l.SHA256, NoSHA256: l.NoSHA256},
 	}
 	for _, p := range l.Parents[:min(len(l.Parents), process.MaxParents)] {
 		o.Process.Parents = append(o.Process.Parents, process.Parent{PID: p.PID, Exe: p.Exe, Comm: p.Comm})

@@ -30,6 +30,7 @@ type Record struct {
 	Cause     string        // policy, established, related, malformed, policy_error ...; empty if the record has none
 	Policy    string        // SHA-256, hex; may be empty
 	LatencyNS int64         // 0 if not known
+	NoHash    string        // why the program has no hash; may be empty
 }
 
 // line has the keys of a record that ParseRecord reads. See Encoder for what
@@ -124,6 +125,9 @@ func ParseRecord(text []byte) (*Record, error) {
 	r := &Record{
 		EventType: l.EventType, Input: rules.InputOf(f), Action: l.action(), Rule: l.Own.Rule, Message: l.Own.Message,
 		Cause: l.Own.Reason, Policy: l.Own.Policy.SHA256, LatencyNS: l.Own.Latency,
+	}
+	if p := f.Owner.Process; p != nil {
+		r.NoHash = p.Exe.NoSHA256
 	}
 	r.Input.Forget(l.carries)
 	r.Src, r.Dst = netip.AddrPortFrom(f.Packet.Src, f.Packet.SrcPort), netip.AddrPortFrom(f.Packet.Dst, f.Packet.DstPort)

@@ -78,6 +78,7 @@ type Fact struct {
 	Field string `json:"field"`
 	State string `json:"state"` // present, absent or unknown
 	Value any    `json:"value,omitempty"`
+	Why   string `json:"why,omitempty"` // it is absent, as far as the caller knows: Explain does not
 }
 
 // Tried is a rule that was tried.

@@ -224,6 +224,9 @@ func (e *Explanation) WriteText(w io.Writer) error {
 	}
 	for _, f := range e.Facts {
 		value := f.State
+		if f.Why != "" {
+			value += " (" + terminal.Line(f.Why) + ")"
+		}
 		if f.State == "present" {
 			value = fmt.Sprint(f.Value)
 			if text, ok := f.Value.(string); ok {

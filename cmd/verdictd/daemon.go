@@ -168,6 +168,7 @@ func (d *daemon) open(ctx context.Context) error {
 	}
 	d.engine = engine.New(engine.Config{
 		Flows: d.Flows, Workers: len(d.Queues), Links: d.nameLinks, Attributor: d.attributor(),
+		HoldFacts: d.holdFacts, HoldHash: d.holdHash, AcceptUnhashed: d.AcceptUnhashed,
 		Now: func() int64 { return time.Now().UnixNano() },
 	})
 	if err := d.openAudit(); err != nil {

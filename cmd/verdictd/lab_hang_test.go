@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -60,6 +61,34 @@ func TestLabDoctorHung(t *testing.T) {
 	if want := fmt.Sprintf("pid %d, called hang, of user 0, keeps its memory map locked", pid); !strings.Contains(exit.Stdout, want) ||
 		!strings.Contains(exit.Stdout, "\nrights of this command\n") || took > wait {
 		t.Errorf("got %s%s after %v, want all sections and %q", exit.Stdout, exit.Stderr, took, want)
+	}
+}
+
+// TestLabSocketsHung: a process that lets everybody wait who looks at it delays verdictd
+// sockets no longer than its share, and the sockets of others have their process.
+func TestLabSocketsHung(t *testing.T) {
+	for _, attribution := range []string{"auto", "proc"} {
+		t.Run(attribution, func(t *testing.T) {
+			setup(t, labtest.GCC, labtest.FUSE, labtest.BPF)
+			const port, most = 7001, 5 * time.Second
+			lan := labtest.Pair(t)
+			hang(t, lan.Client, "ADDRESS=10.99.0.2", "PORT=9")
+			control := filepath.Join(t.TempDir(), "control")
+			startDaemon(t, lan.Client, acceptAll, "--hook", "output", "--attribution", attribution, "--control", control)
+			echo, err := lan.Client.Echo(t.Context(), netip.MustParseAddrPort("10.99.0.1:7001"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer echo.Close()
+			begin := time.Now()
+			got := sockets(t, lan.Client, "--control", control)
+			if took := time.Since(begin); took > most {
+				t.Errorf("took %v, want at most %v", took, most)
+			}
+			if o := got[port].Owner; o.Process == nil || int(o.Process.PID) != os.Getpid() {
+				t.Errorf("got %+v, want that the socket is this process's, %d", got[port], os.Getpid())
+			}
+		})
 	}
 }
 

@@ -251,6 +251,7 @@ func (d *daemon) status() (*status, error) {
 		},
 	}
 	st.Attribution, st.Trial = d.attributionStatus(), d.trials.shown.Load()
+	st.Attribution.Holding, st.Attribution.Held, st.Attribution.Lacking = s.Holding, s.Held, s.Lacking
 	st.Watchdog = d.watchdog.status(d.watchLimit)
 	o.mu.Lock()
 	defer o.mu.Unlock()

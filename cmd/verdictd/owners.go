@@ -6,7 +6,9 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/verdictd/verdictd/config"
 	"github.com/verdictd/verdictd/engine"
 	"github.com/verdictd/verdictd/hook"
 	"github.com/verdictd/verdictd/process/attribution"
@@ -34,7 +36,10 @@ func (d *daemon) openOwners(ctx context.Context) error {
 	}
 	// Rules of the user's own may queue what is forwarded, too.
 	forward := d.settings.ruleset == nil || slices.Contains(d.settings.ruleset.Hooks, hook.Forward)
-	d.owners, err = attribution.Open(attribution.Config{Mode: d.attribution, NetNS: d.netns, Forward: forward, Maps: maps})
+	d.owners, err = attribution.Open(attribution.Config{
+		Mode:  d.attribution,
+		NetNS: d.netns, Forward: forward, Maps: maps, HashSize: d.hashSize, HashTime: d.hashTime,
+	})
 	if err != nil {
 		return err
 	}
@@ -145,4 +150,44 @@ func (d *daemon) takeRecords() (map[string]*os.File, error) {
 		}
 	}
 	return maps, nil
+}
+
+// Bounds of the settings that say how long a packet waits for facts of its owner.
+const (
+	maxHoldFacts = 5 * time.Second
+	maxHoldHash  = 30 * time.Second
+	minHashSize  = 1 << 20
+)
+
+// checkHold reads how long packets are held for facts of their owner, and what is
+// hashed.
+func (s *settings) checkHold() (err error) {
+	for _, h := range []struct {
+		name, text string
+		most       time.Duration
+		value      *time.Duration
+	}{{"hold-facts", s.HoldFacts, maxHoldFacts, &s.holdFacts}, {"hold-hash", s.HoldHash, maxHoldHash, &s.holdHash}} {
+		if h.text == "" {
+			continue
+		}
+		if *h.value, err = time.ParseDuration(h.text); err != nil || *h.value < 0 || *h.value > h.most {
+			return settingErrorf(h.name, "want a time up to %v such as 250ms, or 0 for not at all, got %q", h.most, h.text)
+		}
+		if *h.value == 0 {
+			*h.value = -1
+		}
+	}
+	if s.HashSize != "" {
+		var size config.Size
+		if err := size.Set(s.HashSize); err != nil || size < minHashSize {
+			return settingErrorf("hash-size", "want a size from 1MiB such as 256MiB, got %q", s.HashSize)
+		}
+		s.hashSize = int64(size)
+	}
+	if s.HashTime != "" {
+		if s.hashTime, err = time.ParseDuration(s.HashTime); err != nil || s.hashTime <= 0 {
+			return settingErrorf("hash-time", "want a time such as 30s, got %q", s.HashTime)
+		}
+	}
+	return nil
 }

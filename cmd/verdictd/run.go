@@ -163,6 +163,11 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.IntVar(&c.QueueLength, "queue-length", c.QueueLength, "packets that the kernel queues at most (default 8192)")
 	flags.IntVar(&c.CopyRange, "copy-range", c.CopyRange, "bytes of each packet that the kernel copies (default 256)")
 	flags.StringVar(&c.Attribution, "attribution", c.Attribution, "auto, proc or off: how the process that owns a socket is found (default auto: recorded in the kernel by BPF where it can be; proc asks /proc afterwards)")
+	flags.StringVar(&c.HoldFacts, "hold-facts", c.HoldFacts, "`TIME` to hold a packet for facts of its process that the policy reads and that are being looked up, 0 for not at all (default 250ms)")
+	flags.StringVar(&c.HoldHash, "hold-hash", c.HoldHash, "`TIME` to hold a packet for the hash of its program, 0 for not at all (default 2s)")
+	flags.BoolVar(&c.AcceptUnhashed, "accept-unhashed", c.AcceptUnhashed, "let the policy accept without a hash that it reads and that is not known yet, instead of dropping (rule unhashed)")
+	flags.StringVar(&c.HashSize, "hash-size", c.HashSize, "`SIZE` of the largest program that is hashed (default 256MiB)")
+	flags.StringVar(&c.HashTime, "hash-time", c.HashTime, "`TIME` that reading a program to hash it may take (default 30s)")
 	flags.StringVar(&c.RecordPin, "record-pin", c.RecordPin, "`PATH` in a BPF file system where rules of your own find the program that records who sends (see hook print-iptables --record-pin)")
 	flags.StringVar(&c.Spin, "spin", c.Spin, "`TIME` to look for more packets before sleeping, such as 50us: answers sooner, takes CPU time (default 0: sleep at once)")
 	flags.StringVar(&c.Engine, "engine", c.Engine, "compiled or topdown: what evaluates the policy (default compiled; topdown is OPA's own)")
@@ -233,6 +238,10 @@ type settings struct {
 	stopClosed bool // a stop leaves the rules behind, to drop what they queued
 
 	attribution attribution.Mode
+	hashSize    int64         // of attribution.Config
+	hashTime    time.Duration // the same
+	holdFacts   time.Duration // of engine.Config: negative for not at all
+	holdHash    time.Duration
 
 	netns int  // file descriptor of the network namespace, 0: our own
 	quiet bool // the daemon's own messages go nowhere
@@ -288,7 +297,7 @@ func newSettings(c config.Config) (settings, error) {
 	if onServer(s.Policy) && s.Bundle.LastGood != "none" {
 		s.bundle.Keep = cmp.Or(s.Bundle.LastGood, defaultLastGood)
 	}
-	for _, check := range []func() error{s.checkObserver, s.checkWatchdog, s.checkSpin, s.checkRanges, s.checkConfirm} {
+	for _, check := range []func() error{s.checkObserver, s.checkWatchdog, s.checkHold, s.checkSpin, s.checkRanges, s.checkConfirm} {
 		if err := check(); err != nil {
 			return s, err
 		}

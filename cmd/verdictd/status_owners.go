@@ -15,6 +15,12 @@ type attributionStatus struct {
 	// says why not. Rules of the user's are known to do so once they have.
 	Rule       bool   `json:"rule"`
 	RuleReason string `json:"rule_reason,omitempty"`
+
+	// Packets that are held now for facts of their owner, and that ever were, and
+	// decisions without a fact that was not known in time.
+	Holding uint64 `json:"holding"`
+	Held    uint64 `json:"held"`
+	Lacking uint64 `json:"lacking"`
 }
 
 // attributionStatus may be called from several goroutines.
@@ -55,8 +61,10 @@ func (a *attributionStatus) text() string {
 		counts = append(counts, fmt.Sprintf("%d %s", a.Sources[name], name))
 	}
 	fmt.Fprintf(&b, "owners     %s\n", strings.Join(counts, ", "))
-	fmt.Fprintf(&b, "           %d searches, %d failed questions, %d programs without hash, %d unrecorded\n",
-		a.Searches, a.Failed, a.Unhashed, a.Unrecorded)
+	fmt.Fprintf(&b, "           %d searches, %d failed questions, %d unrecorded\n", a.Searches, a.Failed, a.Unrecorded)
+	fmt.Fprintf(&b, "           %d programs without hash, of them %d too large, %d too slow to read\n", a.Unhashed, a.TooLarge, a.TooSlow)
+	fmt.Fprintf(&b, "           %d packets held now, %d so far, %d decisions without a fact; %d look-ups hang, %d given up\n",
+		a.Holding, a.Held, a.Lacking, a.Hung, a.GaveUp)
 	if !a.Recording {
 		fmt.Fprintf(&b, "           not recorded: %s\n", a.Reason)
 	}
@@ -90,6 +98,13 @@ func attributionNumbers() []number {
 		number{"owner_searches", false, "searches through /proc for holders of sockets", func(s *status) uint64 { return s.Attribution.Searches }},
 		number{"owner_failures", false, "questions about owners that ended in an error", func(s *status) uint64 { return s.Attribution.Failed }},
 		number{"owner_unhashed", false, "programs whose file could not be hashed", func(s *status) uint64 { return s.Attribution.Unhashed }},
+		number{"owner_too_large", false, "of them, those that are too large", func(s *status) uint64 { return s.Attribution.TooLarge }},
+		number{"owner_too_slow", false, "of them, those that took too long to read", func(s *status) uint64 { return s.Attribution.TooSlow }},
+		number{"owner_holding", true, "packets that are held for facts of their owner", func(s *status) uint64 { return s.Attribution.Holding }},
+		number{"owner_held", false, "packets that were held for facts of their owner", func(s *status) uint64 { return s.Attribution.Held }},
+		number{"owner_lacking", false, "decisions without a fact that was not known in time", func(s *status) uint64 { return s.Attribution.Lacking }},
+		number{"owner_hung", true, "look-ups that hang", func(s *status) uint64 { return uint64(s.Attribution.Hung) }},
+		number{"owner_gave_up", false, "look-ups that took too long", func(s *status) uint64 { return s.Attribution.GaveUp }},
 		number{"owner_unrecorded", false, "records of owners that the kernel did not take", func(s *status) uint64 { return s.Attribution.Unrecorded }},
 	)
 }

@@ -48,8 +48,8 @@ func sampleStatus() *status {
 		Watchdog: watchdogStatus{Limit: "1s", Hanging: []uint16{1}, hangs: hangs{
 			Count: 2, Replaced: 1, Last: &hang{At: start.Add(time.Hour), PID: 4700, Queue: 1, What: "main.f < main.g"},
 		}},
-		Attribution: attributionStatus{RuleReason: "the kernel has no bpf match", Report: attribution.Report{
-			Mode: "auto", Recording: true, SockDiag: true, Searches: 2, Failed: 1, Unhashed: 4, Unrecorded: 3,
+		Attribution: attributionStatus{Holding: 2, Held: 70, Lacking: 9, RuleReason: "the kernel has no bpf match", Report: attribution.Report{
+			Mode: "auto", Recording: true, SockDiag: true, Searches: 2, Failed: 1, Unhashed: 4, TooLarge: 2, TooSlow: 1, Hung: 1, GaveUp: 6, Unrecorded: 3,
 			Programs: []attribution.Program{{Name: "exec", Reason: "no BTF"}, {Name: "flow", Attached: true}},
 			Missing:  []string{"start times of processes: no BTF"},
 			Sources:  map[string]uint64{"unknown": 5, "kernel": 6, "uid-only": 7, "diag": 8, "looked-up": 11, "bpf-cookie": 9, "bpf-flow": 10},

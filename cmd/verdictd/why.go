@@ -95,6 +95,11 @@ func answer(cmd *cobra.Command, e env, x *policy.Explainer, q *question, nearest
 	}
 	report := whyReport{Place: q.place, Explanation: explanation}
 	if q.record != nil {
+		for i := range explanation.Facts {
+			if f := &explanation.Facts[i]; f.Field == rules.HashPath && f.State == "absent" {
+				f.Why = q.record.NoHash
+			}
+		}
 		report.Record = compare(q.record, explanation)
 	}
 	if asJSON {

@@ -19,6 +19,8 @@ type answers[K comparable, V any] struct {
 type place[V any] struct {
 	answer atomic.Pointer[V] // nil: not known yet
 	asked  atomic.Bool       // somebody is looking it up
+
+	refused atomic.Bool // who wants the answer could not have it looked up; of hashes
 }
 
 // at returns the place of a question.
@@ -34,10 +36,18 @@ func (a *answers[K, V]) at(k K) *place[V] {
 	return p.(*place[V])
 }
 
+// find returns the place of a question that was asked before, nil if it was not.
+func (a *answers[K, V]) find(k K) *place[V] {
+	if p, ok := a.places.Load(k); ok {
+		return p.(*place[V])
+	}
+	return nil
+}
+
 // peek returns the answer to a question, nil if nobody knows it.
 func (a *answers[K, V]) peek(k K) *V {
-	if p, ok := a.places.Load(k); ok {
-		return p.(*place[V]).answer.Load()
+	if p := a.find(k); p != nil {
+		return p.answer.Load()
 	}
 	return nil
 }

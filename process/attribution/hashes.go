@@ -31,13 +31,16 @@ func fileOf(p *process.Process, start uint64) fileKey {
 	return fileKey{processKey{p.PID, start}, p.Exe.Inode, p.Exe.Device}
 }
 
-// askHash has a program hashed.
+// askHash has a program hashed. If that is refused, as too many wait, it is asked for
+// again once more is known.
 func (r *Resolver) askHash(at *place[hashed], p *process.Process, start uint64, group uint32) bool {
-	return at.ask(func() bool {
+	taken := at.ask(func() bool {
 		q := procfs.Request{PID: p.PID, StartBoot: start, Path: p.Exe.Path, Exe: p.Exe}
 		h := &hashing{r: r, at: at, request: q}
 		return r.hashers.add(job{group: group, run: h.step, lost: func() { h.tell("", procfs.ErrTooSlow) }, drop: h.close})
 	})
+	at.refused.Store(!taken)
+	return taken
 }
 
 // hashing is the job of hashing a program.
@@ -80,6 +83,11 @@ func (h *hashing) tell(sum string, err error) {
 	case errors.Is(err, procfs.ErrTooLarge):
 		h.r.counts.tooLarge.Add(1)
 		why = "too large"
+	case errors.Is(err, procfs.ErrTooSlow):
+		h.r.counts.tooSlow.Add(1)
+		why = "hashing took too long"
+	case errors.Is(err, procfs.ErrWriting):
+		why = "changed while it was read"
 	case err != nil:
 		why = "unreadable"
 	}

@@ -189,11 +189,17 @@ func (a *Attributor) complete(c *known, group uint32) (refused process.Facts) {
 	if c.pending&process.FactHash == 0 || c.pending&process.FactFile != 0 || !a.r.hashes.wanted.Load() {
 		return refused
 	}
-	if h := a.r.hashes.peek(fileOf(c.p, c.start)); h != nil {
+	at := a.r.hashes.find(fileOf(c.p, c.start))
+	if at == nil {
+		return refused
+	}
+	if h := at.answer.Load(); h != nil {
 		c.pending &^= process.FactHash
 		p := *c.p
 		p.Exe.SHA256, p.Exe.NoSHA256 = h.sum, h.why
 		c.p = &p
+	} else if at.refused.Load() {
+		a.r.askHash(at, c.p, c.start, group)
 	}
 	return refused
 }

@@ -32,9 +32,14 @@ type Report struct {
 	// them has its key.
 	Sources map[string]uint64 `json:"sources"`
 
-	Searches uint64 `json:"searches"` // through /proc for who holds which socket
-	Failed   uint64 `json:"failed"`   // questions to the kernel that ended in an error
-	Unhashed uint64 `json:"unhashed"` // programs whose file could not be hashed
+	Searches uint64 `json:"searches"`  // through /proc for who holds which socket
+	Failed   uint64 `json:"failed"`    // questions to the kernel that ended in an error
+	Unhashed uint64 `json:"unhashed"`  // programs whose file could not be hashed
+	TooLarge uint64 `json:"too_large"` // of them, because it is too large
+	TooSlow  uint64 `json:"too_slow"`  // of them, because it took too long
+
+	Hung   int    `json:"hung"`    // look-ups that hang now: a process lets who looks wait
+	GaveUp uint64 `json:"gave_up"` // look-ups that took too long
 }
 
 // Program is the state of one BPF program.
@@ -56,6 +61,12 @@ func (r *Resolver) Report() Report {
 		Mode: r.cfg.Mode.String(), Recording: r.rec != nil,
 		Sources:  sources(&r.counts),
 		Searches: r.searches.Load(), Failed: r.counts.failed.Load(), Unhashed: r.counts.unhashed.Load(),
+	}
+	report.TooLarge, report.TooSlow = r.counts.tooLarge.Load(), r.counts.tooSlow.Load()
+	for _, p := range []*pool{r.lookers, r.hashers} {
+		hung, lost := p.stats()
+		report.Hung += hung
+		report.GaveUp += lost
 	}
 	if r.noRec != nil {
 		report.Reason = r.noRec.Error()

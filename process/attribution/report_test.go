@@ -26,7 +26,7 @@ func TestReportKeys(t *testing.T) {
 		`"programs":[{"name":"exec","attached":false,"reason":"no BTF"},{"name":"flow","attached":true}],` +
 		`"missing":["start times: no BTF"],"unrecorded":7,"sock_diag":false,` +
 		`"sources":{"bpf-cookie":0,"bpf-flow":0,"diag":0,"kernel":0,"looked-up":0,"uid-only":0,"unknown":0},` +
-		`"searches":0,"failed":0,"unhashed":0}`
+		`"searches":0,"failed":0,"unhashed":0,"too_large":0,"too_slow":0,"hung":0,"gave_up":0}`
 	if diff := cmp.Diff(want, string(got)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

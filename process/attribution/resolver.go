@@ -54,6 +54,10 @@ type Config struct {
 	Flows int
 	// Maps are those of the daemon before, from Resolver.Maps.
 	Maps map[string]*os.File
+	// HashSize and HashTime bound the hashing of a program: bytes, and the time to read
+	// them. 0 means the defaults of procfs.HasherConfig.
+	HashSize int64
+	HashTime time.Duration
 }
 
 // Resolver is what all Attributors share. Its methods may be called from any
@@ -105,6 +109,7 @@ type counts struct {
 	sources  [process.BPFFlow + 1]atomic.Uint64
 	unhashed atomic.Uint64 // programs without a hash
 	tooLarge atomic.Uint64 // of them, because the file is too large
+	tooSlow  atomic.Uint64 // of them, because it took too long
 	failed   atomic.Uint64 // questions to the kernel that ended in an error
 }
 
@@ -124,7 +129,7 @@ func Open(cfg Config) (*Resolver, error) {
 		return nil, errors.Join(fmt.Errorf("look for owners of sockets: %w", err), r.fs.Close())
 	}
 	r.boot, r.hostMounts = r.fs.UnixOf(0), r.fs.HostMounts()
-	r.hashes.hasher = procfs.NewHasher(r.fs, procfs.HasherConfig{})
+	r.hashes.hasher = procfs.NewHasher(r.fs, procfs.HasherConfig{MaxSize: cfg.HashSize, Time: cfg.HashTime})
 	r.lookers = newPool(poolConfig{workers: 8, share: 2, hung: 64, limit: 250 * time.Millisecond})
 	r.hashers = newPool(poolConfig{workers: 2, share: 1, hung: 16, limit: 2 * time.Second})
 	if cfg.Mode == Proc {
