@@ -20,19 +20,23 @@ import (
 
 	"github.com/verdictd/verdictd/internal/lab"
 	"github.com/verdictd/verdictd/internal/lab/labtest"
+	recorder "github.com/verdictd/verdictd/process/record"
 	"github.com/verdictd/verdictd/queue"
 )
 
 // TestLabCrash kills the worker in the middle of a flood, again and again. The
 // keeper's next worker answers what it had read: no datagram is lost, none
 // comes twice, none that the policy denies passes, and verdicts are back within
-// a second.
+// a second, or three times what the first start took where everything is slow.
 func TestLabCrash(t *testing.T) {
 	setup(t)
 	const rounds, rate = 4, 5_000
 	net := labtest.Pair(t)
 	got, denied := sink(t, net.Server, sinkPort), sink(t, net.Server, deniedSinkPort)
+	labtest.Binary(t) // the time is that of a start
+	began := time.Now()
 	u := startUpgradable(t, net.Client, portsPolicy, "--hook", "output", "--queue-length", "65536", "--offload", "off")
+	limit := max(time.Second, 3*time.Since(began))
 	l, stop := runLoad(t, net, rate, 1)
 	var floods sync.WaitGroup
 	floods.Go(func() {
@@ -54,8 +58,8 @@ func TestLabCrash(t *testing.T) {
 		lab.Poll(wait, func() bool { return got.Received().Distinct > at })
 		took := time.Since(killed)
 		t.Logf("round %d: verdicts again after %v", i, took)
-		if took > time.Second {
-			t.Errorf("round %d: verdicts again after %v, want at most 1 s", i, took)
+		if took > limit {
+			t.Errorf("round %d: verdicts again after %v, want at most %v", i, took, limit)
 		}
 	}
 	stop()
@@ -341,8 +345,7 @@ func TestLabDescriptorStore(t *testing.T) {
 	const rate = 5_000
 	net := labtest.Pair(t)
 	got := sink(t, net.Server, sinkPort)
-	stored := strings.Fields("blackbox nflog queue-3 queue-4")
-	records := strings.Fields("changes flows owners past running program-flow link-exec link-fork link-exit link-connect4") // among others
+	stored := append(strings.Fields("blackbox nflog queue-3 queue-4"), recordNames(t)...)
 	m := newServiceManager(t, net.Client)
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "policy.rego"), portsPolicy)
@@ -354,21 +357,8 @@ func TestLabDescriptorStore(t *testing.T) {
 		got.Wait(got.Received().Distinct+500, wait)
 		p.Process.Kill()
 		p.Wait()
-		var names, recorded []string
-		for _, name := range m.held() {
-			if record, ok := strings.CutPrefix(name, "record-"); ok {
-				recorded = append(recorded, record)
-				continue
-			}
-			names = append(names, name)
-		}
-		if !slices.Equal(names, stored) {
+		if names := m.held(); !slices.Equal(names, stored) {
 			t.Errorf("got descriptors %v in the store, want %v", names, stored)
-		}
-		for _, name := range records {
-			if !slices.Contains(recorded, name) {
-				t.Errorf("got records %v in the store, want %s among them", recorded, name)
-			}
 		}
 		p = m.start(args...)
 	}
@@ -385,6 +375,26 @@ func TestLabDescriptorStore(t *testing.T) {
 	if names := m.held(); len(names) != 0 {
 		t.Errorf("got descriptors %v in the store after the end, want none", names)
 	}
+}
+
+// recordNames returns the names of the records that a daemon leaves with its
+// supervisor: those that this kernel lets a recorder have.
+func recordNames(t *testing.T) (names []string) {
+	t.Helper()
+	r, err := recorder.Open(recorder.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := r.Files()
+	for name, f := range files {
+		names = append(names, "record-"+name)
+		f.Close()
+	}
+	if err := errors.Join(err, r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // boundQueues returns how many queues of the namespace are bound.
