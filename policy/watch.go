@@ -193,7 +193,29 @@ func (w *watch) see(ctx context.Context, files []file, errs Errors, insist bool,
 // now, and no others.
 func (w *watch) follow() error {
 	want := w.cfg.Source.watchDirs()
-	for _, dir := range want {
+	for range maxSettles {
+		if err := w.add(want); err != nil {
+			return err
+		}
+		// A directory that came before the one around it was watched made no event.
+		now := w.cfg.Source.watchDirs()
+		if slices.Equal(now, want) {
+			break
+		}
+		want = now
+	}
+	for dir := range w.dirs {
+		if !slices.Contains(want, dir) {
+			_ = w.notify.Remove(dir) // it may be gone: then the kernel has removed the watch
+			delete(w.dirs, dir)
+		}
+	}
+	return nil
+}
+
+// add watches directories.
+func (w *watch) add(dirs []string) error {
+	for _, dir := range dirs {
 		// Adding a directory anew is harmless, and needed where another one has
 		// taken its name.
 		if err := w.notify.Add(dir); err != nil {
@@ -203,12 +225,6 @@ func (w *watch) follow() error {
 			return fmt.Errorf("watch directory %s: %w (raise fs.inotify.max_user_watches)", dir, err)
 		}
 		w.dirs[dir] = true
-	}
-	for dir := range w.dirs {
-		if !slices.Contains(want, dir) {
-			_ = w.notify.Remove(dir) // it may be gone: then the kernel has removed the watch
-			delete(w.dirs, dir)
-		}
 	}
 	return nil
 }

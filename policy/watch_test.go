@@ -51,8 +51,8 @@ func next(t *testing.T, changes <-chan change) change {
 	select {
 	case c := <-changes:
 		return c
-	case <-time.After(5 * time.Second):
-		t.Fatal("no change was reported within 5 s")
+	case <-time.After(30 * time.Second):
+		t.Fatal("no change was reported within 30 s")
 		return change{}
 	}
 }
