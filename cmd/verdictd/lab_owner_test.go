@@ -242,9 +242,7 @@ func TestLabOwnerOneShot(t *testing.T) {
 	}{{"auto", 10_000, 0.999}, {"proc", 2_000, 0}} {
 		t.Run(tt.mode, func(t *testing.T) {
 			setup(t, labtest.GCC, labtest.BPF)
-			if labtest.UnderRace() { // which makes each start of a program slow, and finds no more in more of them
-				tt.count /= 4
-			}
+			tt.count = fewer(tt.count)
 			lan, b := labtest.Pair(t), newSenders(t)
 			d := startDaemon(t, lan.Client, acceptAll, "--hook", "output", "--attribution", tt.mode, "--queue-length", "60000")
 			group := newCgroup(t)
@@ -264,7 +262,8 @@ func TestLabOwnerOneShot(t *testing.T) {
 // TestLabOwnerInput: who listens where a packet comes in, for programs that were
 // there before verdictd and for programs that came later.
 func TestLabOwnerInput(t *testing.T) {
-	const servers, rounds = 80, 12
+	const servers = 80
+	rounds := fewer(12)
 	for _, mode := range []string{"auto", "proc"} {
 		t.Run(mode, func(t *testing.T) {
 			setup(t, labtest.GCC, labtest.BPF)

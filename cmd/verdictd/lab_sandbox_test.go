@@ -295,7 +295,7 @@ func (s *sandbox) burst(t *testing.T, count int) (known, *daemon) {
 // knows programs that send once and end, also those that run from where it cannot
 // look, and those that are deleted while they run.
 func TestLabSandbox(t *testing.T) {
-	const count = 3000
+	count := fewer(3000)
 	for _, dir := range []string{"/tmp", "/home"} {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			setup(t, labtest.GCC)
@@ -316,7 +316,7 @@ func TestLabSandbox(t *testing.T) {
 // for attribution, or all of them, verdictd judges all the same, names what is
 // missing, and says nothing wrong of programs.
 func TestLabSandboxWithoutRights(t *testing.T) {
-	const count = 400
+	count := fewer(400)
 	run := func(name string, has, missing []string) {
 		t.Run(name, func(t *testing.T) {
 			setup(t, labtest.GCC)

@@ -123,9 +123,10 @@ func TestLabUpgrade(t *testing.T) {
 
 func upgradeUnderLoad(t *testing.T, offload string, more ...string) {
 	setup(t)
-	const rounds = 10
+	rounds := 10
 	rate, conns := 50_000, 2000
 	if labtest.UnderRace() || len(more) > 0 {
+		rounds = 5
 		rate, conns = 20_000, 500 // all are some ten times slower, or one CPU less is there
 	}
 	net := labtest.Pair(t)
@@ -159,7 +160,7 @@ func upgradeUnderLoad(t *testing.T, offload string, more ...string) {
 		t.Errorf("got %d connections, %d failed, want all to work: %s", l.connected.Load(), l.failed.Load(), l.reason())
 	}
 	s := u.stop(false)
-	if s.lost != 0 || s.accepted+s.dropped != s.packets || offload == "off" && s.packets < uint64(l.sent.Load()) || s.dropped < 10*rounds {
+	if s.lost != 0 || s.accepted+s.dropped != s.packets || offload == "off" && s.packets < uint64(l.sent.Load()) || s.dropped < uint64(10*rounds) {
 		t.Errorf("got %+v, want what all processes judged together, and nothing lost", s)
 	}
 	for _, m := range regexp.MustCompile(`packets_waited=(\S+) flows=(\d+)`).FindAllStringSubmatch(u.Stderr(), -1) {
