@@ -34,6 +34,7 @@ type Log struct {
 	started time.Time
 
 	reopenWanted atomic.Bool
+	resizeWanted atomic.Pointer[fileSize]
 
 	mu    sync.Mutex
 	rings []*namedRing
@@ -162,6 +163,16 @@ func (l *Log) Put(e Event) {
 // called from any goroutine and does not wait.
 func (l *Log) Reopen() { l.reopenWanted.Store(true) }
 
+// fileSize is when files are rotated and how many old ones stay, as in Output.
+type fileSize struct {
+	max  int64
+	keep int
+}
+
+// Resize gives all files, from their next record on, other values of Output.MaxBytes
+// and Output.Keep. It may be called from any goroutine and does not wait.
+func (l *Log) Resize(maxBytes int64, keep int) { l.resizeWanted.Store(&fileSize{maxBytes, keep}) }
+
 // Run writes events until ctx is done. Then it writes everything that is still
 // in the rings, counters of its own and the rest of its buffers, closes the
 // outputs and returns. Producers should have stopped when ctx ends: what they
@@ -250,6 +261,13 @@ func (l *Log) write(e *Event, now time.Time) {
 func (l *Log) upkeep(p *pacer, now time.Time) {
 	if due(&p.lastLoss, now, l.cfg.LossInterval) {
 		l.recordLosses(now)
+	}
+	if size := l.resizeWanted.Swap(nil); size != nil {
+		for _, o := range l.outputs {
+			if o.file != nil {
+				o.file.maxBytes, o.file.keep, o.file.limit = size.max, size.keep, size.max
+			}
+		}
 	}
 	if l.reopenWanted.CompareAndSwap(true, false) {
 		l.reopen(now)

@@ -380,3 +380,34 @@ func TestRingAllocatesNothing(t *testing.T) {
 		t.Errorf("got %v allocations, want 0", n)
 	}
 }
+
+// Resize makes a file that may grow rotate from its next record on.
+func TestLogResize(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "eve.json")
+	l := newLog(t, Config{Outputs: []Output{{Path: path}}})
+	r := l.Ring("test")
+	p, now := pacer{}, time.Now()
+	write := func() {
+		produce(r, 1, 50)
+		l.pass(now, 0)
+		l.upkeep(&p, now)
+		l.flush(l.outputs[0], now)
+	}
+	write()
+	if _, err := os.Stat(path + ".1"); err == nil || l.Stats().Rotations != 0 {
+		t.Fatal("rotated without a size")
+	}
+	l.Resize(2000, 2)
+	write()
+	for _, name := range []string{path, path + ".1", path + ".2"} {
+		if info, err := os.Stat(name); err != nil || name != path+".2" && info.Size() > 2000 {
+			t.Errorf("%s: got %v, %v, want up to 2000 bytes", name, info, err)
+		}
+	}
+	if _, err := os.Stat(path + ".3"); err == nil {
+		t.Error("more old files stay than wanted")
+	}
+	if err := start(t, l)(); err != nil {
+		t.Fatal(err)
+	}
+}

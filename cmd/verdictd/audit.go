@@ -30,9 +30,10 @@ func (d *daemon) logOutputs() []logsink.Output {
 	if d.outputs != nil {
 		return d.outputs
 	}
+	size := &d.live.Load().Log
 	outputs := []logsink.Output{{
 		Path: d.Log.File, Pretty: d.Log.Pretty && d.Log.File == "-", Colour: d.env.colour(),
-		MaxBytes: int64(d.Log.MaxSize), Keep: d.Log.Keep,
+		MaxBytes: int64(size.MaxSize), Keep: size.Keep,
 	}}
 	if d.Log.Pretty && d.Log.File != "-" {
 		outputs = append(outputs, logsink.Output{Path: "-", Pretty: true, Colour: d.env.colour()})

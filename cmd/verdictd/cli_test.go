@@ -281,6 +281,73 @@ func TestReferenceConfig(t *testing.T) {
 	}
 }
 
+// TestEffects wants that of every setting it is said whether a reload brings it into
+// effect, by the program and by the reference configuration.
+func TestEffects(t *testing.T) {
+	var said, all []string
+	for key := range effects() {
+		said = append(said, key)
+	}
+	all = settingKeys(reflect.TypeFor[config.Config](), "")
+	slices.Sort(said)
+	slices.Sort(all)
+	if diff := cmp.Diff(all, said); diff != "" {
+		t.Errorf("settings and their effects (-want +got):\n%s", diff)
+	}
+	text, err := os.ReadFile(filepath.Join(labtest.Repository(t), "contrib", "verdictd.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := strings.Join(strings.Fields(strings.ReplaceAll(string(text), "\n#", " ")), " ")
+	if want := "At once take effect: " + atReload() + "; the rest with verdictd upgrade."; !strings.Contains(words, want) {
+		t.Errorf("the reference configuration does not say %q", want)
+	}
+	for key, apply := range effects() {
+		if apply == nil {
+			continue
+		}
+		// Nothing but the setting itself changes.
+		var s settings
+		setting(reflect.ValueOf(&s.Config).Elem(), key).Set(other(t, setting(reflect.ValueOf(&s.Config).Elem(), key).Type()))
+		var use settings
+		apply(&use, &s)
+		if got := differences(reflect.ValueOf(use.Config), reflect.ValueOf(config.Config{}), ""); len(got) != 1 || got[0] != key {
+			t.Errorf("%s: a reload changes %v", key, got)
+		}
+	}
+}
+
+// setting returns the field of a key.
+func setting(c reflect.Value, key string) reflect.Value {
+	name, rest, below := strings.Cut(key, ".")
+	for i := range c.NumField() {
+		if c.Type().Field(i).Tag.Get("yaml") == name {
+			if below {
+				return setting(c.Field(i), rest)
+			}
+			return c.Field(i)
+		}
+	}
+	panic("no setting " + key)
+}
+
+// other returns a value of a setting that is not its zero value.
+func other(t *testing.T, of reflect.Type) reflect.Value {
+	t.Helper()
+	v := reflect.New(of).Elem()
+	switch of.Kind() {
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.String:
+		v.SetString("1m")
+	case reflect.Int, reflect.Int64:
+		v.SetInt(1 << 20)
+	default:
+		t.Fatalf("a setting of type %v", of)
+	}
+	return v
+}
+
 // flagOf returns the flag of a setting.
 func flagOf(key string) string {
 	switch key {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -65,11 +66,48 @@ func readSettings(file string, given *pflag.FlagSet) (settings, error) {
 type configResult struct {
 	File    string   `json:"file,omitempty"`    // empty: there is none
 	Error   string   `json:"error,omitempty"`   // why it was refused: then nothing was loaded
+	Applied []string `json:"applied,omitempty"` // settings that are in effect now, by name
 	Changed []string `json:"changed,omitempty"` // settings that another process would have, by name
 }
 
-// reread reads the configuration again and compares it with what is in use.
-// Settings hold as long as the process does: a successor takes new ones.
+// effects has for each setting that a reload brings into effect what makes the
+// settings in use those of s. All others, which have nil, hold as long as the process
+// does: they size tables, name sockets and rules, or say what flows remember.
+func effects() map[string]func(use, s *settings) {
+	all := map[string]func(use, s *settings){
+		"strict":         func(use, s *settings) { use.Strict = s.Strict },
+		"stats-interval": func(use, s *settings) { use.StatsInterval, use.statsInterval = s.StatsInterval, s.statsInterval },
+		"confirm-policy": func(use, s *settings) { use.ConfirmPolicy, use.confirmPolicy = s.ConfirmPolicy, s.confirmPolicy },
+		"log.max-size":   func(use, s *settings) { use.Log.MaxSize = s.Log.MaxSize },
+		"log.keep":       func(use, s *settings) { use.Log.Keep = s.Log.Keep },
+	}
+	for _, key := range []string{
+		"queue", "policy", "mode", "fail", "malformed", "hook", "on-stop", "require-rules", "loopback",
+		"strict-neighbour", "offload", "offload-mask", "reset-denied", "confirm", "nflog-group", "flows",
+		"queue-length", "copy-range", "attribution", "record-pin", "spin", "engine", "policy-budget",
+		"control", "metrics", "watchdog", "bundle.key", "bundle.key-id", "bundle.alg", "bundle.scope",
+		"bundle.ca", "bundle.cert", "bundle.cert-key", "bundle.token-file", "bundle.min-interval",
+		"bundle.max-interval", "bundle.timeout", "bundle.last-good", "log.file", "log.pretty",
+	} {
+		all[key] = nil
+	}
+	return all
+}
+
+// atReload lists the settings that a reload brings into effect.
+func atReload() string {
+	var keys []string
+	for key, apply := range effects() {
+		if apply != nil {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return strings.Join(keys, ", ")
+}
+
+// reread reads the configuration again, compares it with what is in use, and brings
+// into effect what can be.
 func (d *daemon) reread() configResult {
 	if d.configured == nil {
 		return configResult{}
@@ -82,8 +120,24 @@ func (d *daemon) reread() configResult {
 		d.audit.Admin("config_refused", r.Error)
 		return r
 	}
-	if r.Changed = differences(reflect.ValueOf(d.Config), reflect.ValueOf(s.Config), ""); len(r.Changed) > 0 {
-		text := strings.Join(r.Changed, ", ")
+	d.rereading.Lock()
+	defer d.rereading.Unlock()
+	use, apply := *d.live.Load(), effects()
+	for _, key := range differences(reflect.ValueOf(use.Config), reflect.ValueOf(s.Config), "") {
+		if apply[key] == nil {
+			r.Changed = append(r.Changed, key)
+			continue
+		}
+		apply[key](&use, &s)
+		r.Applied = append(r.Applied, key)
+	}
+	if text := strings.Join(r.Applied, ", "); text != "" {
+		d.live.Store(&use)
+		d.audit.Resize(int64(use.Log.MaxSize), use.Log.Keep)
+		d.log.Info("settings have changed", "settings", text)
+		d.audit.Admin("config_changed", "in effect now: "+text)
+	}
+	if text := strings.Join(r.Changed, ", "); text != "" {
 		d.log.Warn("settings have changed that take effect in the next process only", "settings", text, "remedy", "verdictd upgrade")
 		d.audit.Admin("config_changed", "in effect after verdictd upgrade: "+text)
 	}
@@ -106,13 +160,20 @@ func differences(a, b reflect.Value, prefix string) (keys []string) {
 
 // text says it to who asked for the reload; empty: there is nothing to say.
 func (r *configResult) text() string {
-	switch {
-	case r.File == "":
+	if r.File == "" {
 		return ""
-	case len(r.Changed) == 0:
-		return "configuration " + r.File + ": nothing has changed\n"
 	}
-	return fmt.Sprintf("configuration %s: changed, and in effect after verdictd upgrade: %s\n", r.File, strings.Join(r.Changed, ", "))
+	var parts []string
+	if len(r.Applied) > 0 {
+		parts = append(parts, "changed, and in effect now: "+strings.Join(r.Applied, ", "))
+	}
+	if len(r.Changed) > 0 {
+		parts = append(parts, "changed, and in effect after verdictd upgrade: "+strings.Join(r.Changed, ", "))
+	}
+	if len(parts) == 0 {
+		parts = []string{"nothing has changed"}
+	}
+	return fmt.Sprintf("configuration %s: %s\n", r.File, strings.Join(parts, "; "))
 }
 
 // oneFile refuses anything but one argument.

@@ -282,7 +282,7 @@ func parentOf(dir string) int {
 // confirmed. The caller holds the lock of the trials.
 func (d *daemon) prepareChange(ctx context.Context, p *policy.Policy) (*cutReport, error) {
 	o, current := d.observer.reload.current(), d.observer.current()
-	if o.strict {
+	if o.strict || d.live.Load().Strict {
 		if err := p.Warnings(ctx); err != nil {
 			return nil, err
 		}
@@ -294,7 +294,7 @@ func (d *daemon) prepareChange(ctx context.Context, p *policy.Policy) (*cutRepor
 	cut := d.wouldCut(ctx, p, before, o.own)
 	limit := o.confirm
 	if limit == 0 && p.Hash() != current.Hash() && d.trials.trial == nil {
-		limit = d.confirmPolicy
+		limit = d.live.Load().confirmPolicy
 	}
 	var err error
 	if limit > 0 {

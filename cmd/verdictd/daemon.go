@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -61,6 +62,8 @@ type daemon struct {
 	// configured reads the settings anew, and returns the file that they are in;
 	// nil: they cannot change.
 	configured func() (file string, s settings, err error)
+	rereading  sync.Mutex               // held while live is replaced
+	live       atomic.Pointer[settings] // what a reload can change is in use as it is there
 
 	outputs []logsink.Output // in place of those that the settings name
 	ready   func()           // called once packets are judged

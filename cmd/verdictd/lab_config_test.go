@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/verdictd/verdictd/internal/control"
+	"github.com/verdictd/verdictd/internal/lab"
 )
 
 // TestLabReloadConfig reloads with a changed and with a broken configuration, and
@@ -49,12 +50,13 @@ func TestLabReloadConfig(t *testing.T) {
 		refused              string // in the status afterwards
 	}{
 		{"nothing has changed", "", acceptAll, 0, "v.yaml: nothing has changed\npolicy loaded: ", ""},
-		{"settings have changed", "flows: 100\nlog:\n  keep: 7\n", acceptAll, 0, "in effect after verdictd upgrade: flows, log.keep\n", ""},
+		{"settings have changed", "flows: 100\nlog:\n  keep: 7\n", acceptAll, 0, "v.yaml: changed, and in effect now: log.keep; changed, and in effect after verdictd upgrade: flows\n", ""},
+		{"those in effect are no news", "flows: 100\nlog:\n  keep: 7\n", acceptAll, 0, "v.yaml: changed, and in effect after verdictd upgrade: flows\n", ""},
 		{"the configuration is broken", "flows: many\n", acceptAll, 2, "configuration refused, nothing is loaded: " + file + ":3:8: ", ""},
 		{"a value is wrong", "flows: 1\n", acceptAll, 2, "flows: want 64 to ", ""},
 		{"the policy is broken", "", broken, 2, "policy refused, generation ", "p.rego:"},
 		{"and still is", "", broken, 2, "policy refused, generation ", "p.rego:"},
-		{"all is well", "", acceptAll, 0, "policy loaded: ", ""},
+		{"all is well", "stats-interval: 1s\n", acceptAll, 0, "in effect now: stats-interval\npolicy loaded: ", ""},
 	}
 	first := status().Policy.SHA256
 	for _, s := range steps {
@@ -86,6 +88,24 @@ func TestLabReloadConfig(t *testing.T) {
 	}
 	if exit := v.command("reload", "--control", ctl, "--strict"); exit.Code != 2 || !strings.Contains(exit.Stderr, "policy refused") || !strings.Contains(exit.Stderr, "p.rego:5:1: ") {
 		t.Errorf("a policy with a warning, strictly: got %+v", exit)
+	}
+	// Settings that a reload brings into effect: records of counters each second, policies
+	// that have to be confirmed, strictness also where the file alone changes.
+	if !lab.Poll(wait, func() bool { return strings.Contains(d.Stdout(), `"event_type":"stats"`) }) {
+		t.Error("no counters are recorded")
+	}
+	configure("strict: true\nconfirm-policy: 1m\n")
+	writeFile(t, rego, acceptAll+"# anew\n")
+	if exit := v.command("reload", "--control", ctl); exit.Code != 0 || !strings.Contains(exit.Stdout, "in effect now: strict, confirm-policy, stats-interval") {
+		t.Errorf("with confirm-policy: got %+v", exit)
+	}
+	writeFile(t, rego, suspicious+"# anew\n")
+	if !lab.Poll(wait, func() bool { r := status().Policy.Refused; return r != nil && strings.Contains(r.Reason, "p.rego:5:1: ") }) {
+		t.Error("a strict daemon takes a policy with a warning")
+	}
+	writeFile(t, rego, acceptAll+"# once more\n")
+	if !lab.Poll(wait, func() bool { return trialOf(t, ctl) != nil }) {
+		t.Error("a new policy need not be confirmed")
 	}
 	if code := d.Stop(); code != 0 {
 		t.Errorf("got exit code %d: %s", code, d.Stderr())

@@ -352,7 +352,7 @@ func (d *daemon) record(ctx context.Context) {
 				looked = time.Now()
 				d.lookEnforced()
 			}
-			if d.statsInterval > 0 && time.Since(recorded) >= d.statsInterval-watchEvery/2 {
+			if every := d.live.Load().statsInterval; every > 0 && time.Since(recorded) >= every-watchEvery/2 {
 				recorded = time.Now()
 				d.recordStats()
 			}

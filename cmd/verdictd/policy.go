@@ -9,10 +9,12 @@ import (
 )
 
 // followPolicy loads the policy again when its files change and when it is asked
-// to.
+// to. Whether it is strict prepareChange knows: a reload can change that.
 func (d *daemon) followPolicy(ctx context.Context) error {
+	source := d.source()
+	source.Strict = false
 	return policy.Watch(ctx, policy.WatchConfig{
-		Source: d.source(), Current: d.observer.current(), Hash: d.trials.seen(), Reload: d.observer.reload.ask,
+		Source: source, Current: d.observer.current(), Hash: d.trials.seen(), Reload: d.observer.reload.ask,
 		OnChange: func(p *policy.Policy, err error) { d.changePolicy(ctx, p, err) },
 		OnServer: d.bundleServer,
 	})

@@ -35,8 +35,9 @@ have been dropped.
 
 SIGHUP, or verdictd reload, loads the policy again and reopens the log file; a
 changed policy file is loaded at once. The configuration file is read again too:
-if it is broken, nothing is loaded; settings that have changed are named, and take
-effect with verdictd upgrade. A policy with an error, or whose own
+if it is broken, nothing is loaded; settings that have changed are named: some
+take effect at once (verdictd reload --help lists them), the rest with verdictd
+upgrade. A policy with an error, or whose own
 tests fail, is refused and the old one stays. The same holds for a bundle on a
 server, which is asked for again and again; the last good one is kept in a file,
 and used if the server cannot be reached when verdictd starts. SIGINT and SIGTERM
@@ -407,5 +408,7 @@ func newDaemon(e env, s settings) *daemon {
 	if s.quiet {
 		handler = slog.DiscardHandler
 	}
-	return &daemon{settings: s, env: e, log: slog.New(handler), shadow: policy.NewShadow(0), line: &succession{}}
+	d := &daemon{settings: s, env: e, log: slog.New(handler), shadow: policy.NewShadow(0), line: &succession{}}
+	d.live.Store(&s)
+	return d
 }

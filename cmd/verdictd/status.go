@@ -128,8 +128,9 @@ have just changed is in use already, without that, unless verdictd run --strict
 says otherwise.
 
 The configuration file is read again too. If it is broken, that is the error, and
-nothing is loaded; else the settings are named that differ from those in use: they
-take effect with verdictd upgrade.
+nothing is loaded; else the settings are named that differ from those in use. These
+take effect at once: ` + atReload() + `.
+All others take effect with verdictd upgrade.
 
 It also says which established connections the new policy cuts, and names your
 own, such as that of the SSH session in which you type. With --confirm 60s
