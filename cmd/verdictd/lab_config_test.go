@@ -100,7 +100,10 @@ func TestLabReloadConfig(t *testing.T) {
 		t.Errorf("with confirm-policy: got %+v", exit)
 	}
 	writeFile(t, rego, suspicious+"# anew\n")
-	if !lab.Poll(wait, func() bool { r := status().Policy.Refused; return r != nil && strings.Contains(r.Reason, "p.rego:5:1: ") }) {
+	if !lab.Poll(wait, func() bool {
+		r := status().Policy.Refused
+		return r != nil && strings.Contains(r.Reason, "p.rego:5:1: ")
+	}) {
 		t.Error("a strict daemon takes a policy with a warning")
 	}
 	writeFile(t, rego, acceptAll+"# once more\n")
