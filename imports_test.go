@@ -67,7 +67,7 @@ func onlyIn() map[string][]string {
 		"github.com/google/nftables":       {"hook"},
 		"github.com/cilium/ebpf":           {"process/record"},
 		"github.com/ti-mo/conntrack":       {"internal/conntrack"},
-		"github.com/mdlayher/netlink":      {"internal/conntrack", "internal/nfnl", "internal/links", "internal/lab", "internal/lab/labtest", "hook", "queue", "logsink", "process/sockdiag", "process/connector"},
+		"github.com/mdlayher/netlink":      {"internal/conntrack", "internal/feed", "internal/nfnl", "internal/links", "internal/lab", "internal/lab/labtest", "hook", "queue", "logsink", "process/sockdiag", "process/connector"},
 		"github.com/jsimonetti/rtnetlink":  {"internal/lab"},
 		"github.com/goccy/go-yaml":         {"config", "policy", "rules"},
 		"github.com/spf13":                 {"cmd/verdictd"},

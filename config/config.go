@@ -31,7 +31,7 @@ type Config struct {
 	Loopback       bool   `yaml:"loopback"`      // with hook: judge loopback traffic too
 	StrictND       bool   `yaml:"strict-neighbour"`
 	Offload        string `yaml:"offload"`        // on, off; default: on with hook
-	OffloadMask    string `yaml:"offload-mask"`   // bits of marks that are verdictd's; default: 0xff000000
+	OffloadMask    string `yaml:"offload-mask"`   // bits of marks that are verdictd's; default: 0xff000000, or others if those are in use
 	ResetDenied    bool   `yaml:"reset-denied"`   // reset connections that a new policy denies
 	Confirm        string `yaml:"confirm"`        // duration; the start is undone unless it is confirmed by then; default: it need not be
 	ConfirmPolicy  string `yaml:"confirm-policy"` // duration; the same for each policy that takes another's place; default: it need not be

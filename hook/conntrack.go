@@ -56,6 +56,7 @@ func ClearMarks(netns int, mask, value uint32) (cleared int, err error) {
 // NewMarks and whose latest marks are m. The rules must be gone that set them.
 func ClearRun(netns int, m Marks) (cleared int, err error) {
 	first, err := NewMarks(m.Mask)
+	first.Last = m.Last
 	if err != nil {
 		return 0, fmt.Errorf("clear connection marks: %w", err)
 	}

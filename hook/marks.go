@@ -7,10 +7,7 @@ import (
 )
 
 // DefaultMask are the bits of packet and connection marks that are verdictd's
-// unless told otherwise. Known users of others: kube-proxy 0xc000, CNI port
-// mapping 0x2000, AWS VPC CNI 0x80, mwan3 0x3f00, Tailscale 0xff0000, hand-made
-// policy routing small numbers. Known users of these: Calico 0xffff0000 and
-// Cilium (a number in the upper 16 bits), where another mask must be chosen.
+// unless told otherwise, or others use them.
 const DefaultMask = 0xff000000
 
 // Marks are the values that verdictd and the ruleset tell each other things
@@ -28,6 +25,8 @@ type Marks struct {
 	// a flow that passes by the queue.
 	Related uint32
 	Accept  uint32 // pass, and the rest of the flow too; 0: no flow passes by the queue
+	// Last is the greatest value of Accept: the numbers come round after it.
+	Last uint32
 }
 
 // Numbers of the marks, in units of the mask's lowest bit. From firstAccept to
@@ -39,9 +38,12 @@ const (
 	firstAccept
 )
 
-// minMaskBits leaves room for 12 generations, so that a number comes back long
+// minMaskBits leaves room for minGenerations, so that a number comes back long
 // after the last packet that was given it.
-const minMaskBits = 4
+const (
+	minMaskBits    = 4
+	minGenerations = 1<<minMaskBits - firstAccept
+)
 
 // NewMarks returns the marks of the first generation. The mask must be one run
 // of 4 to 32 bits.
@@ -51,16 +53,32 @@ func NewMarks(mask uint32) (Marks, error) {
 		return Marks{}, fmt.Errorf("mask %#x: want one run of at least %d bits, such as %#x", mask, minMaskBits, uint32(DefaultMask))
 	}
 	return Marks{
-		Mask: mask, Reject: rejectNumber << shift, Reply: replyNumber << shift, Related: relatedNumber << shift, Accept: firstAccept << shift,
+		Mask: mask, Reject: rejectNumber << shift, Reply: replyNumber << shift, Related: relatedNumber << shift, Accept: firstAccept << shift, Last: mask,
 	}, nil
 }
 
-// Next returns the marks of the generation after m's. The numbers come round
-// after all that the mask has room for: see ClearMarks.
+// Avoiding returns marks of the first generation, of which none ever has the bits of
+// Mask as they are in value, somebody else's mark. It returns false if too few are
+// left for that.
+func (m Marks) Avoiding(value uint32) (Marks, bool) {
+	value &= m.Mask
+	if value == 0 || value > m.Last {
+		return m, true
+	}
+	unit := m.Mask & -m.Mask
+	if value/unit < firstAccept+minGenerations {
+		return m, false
+	}
+	m.Last = value - unit
+	return m, true
+}
+
+// Next returns the marks of the generation after m's. The numbers come round after
+// Last: see ClearMarks.
 func (m Marks) Next() Marks {
 	shift := bits.TrailingZeros32(m.Mask)
 	next := uint64(m.Accept)>>shift + 1
-	if next > uint64(m.Mask>>shift) {
+	if next > uint64(m.Last>>shift) {
 		next = firstAccept
 	}
 	m.Accept = uint32(next << shift)

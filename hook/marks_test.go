@@ -11,9 +11,9 @@ func TestNewMarks(t *testing.T) {
 		mask uint32
 		want Marks // zero: refused
 	}{
-		{DefaultMask, Marks{0xff000000, 0x1000000, 0x2000000, 0x3000000, 0x4000000}},
-		{0xf, Marks{0xf, 1, 2, 3, 4}},
-		{0xffffffff, Marks{0xffffffff, 1, 2, 3, 4}},
+		{DefaultMask, Marks{0xff000000, 0x1000000, 0x2000000, 0x3000000, 0x4000000, 0xff000000}},
+		{0xf, Marks{0xf, 1, 2, 3, 4, 0xf}},
+		{0xffffffff, Marks{0xffffffff, 1, 2, 3, 4, 0xffffffff}},
 		{0, Marks{}},
 		{7, Marks{}},
 		{0xf0f, Marks{}},
@@ -45,6 +45,35 @@ func TestNext(t *testing.T) {
 		}
 		if len(seen) != want || m.Accept != seen[0] {
 			t.Errorf("mask %#x: got %d generations, then %#x, want %d, then %#x", mask, len(seen), m.Accept, want, seen[0])
+		}
+	}
+}
+
+// TestAvoiding goes through all generations: none has the number of somebody else.
+func TestAvoiding(t *testing.T) {
+	const mullvad, wgQuick = 0x6d6f6c65, 51820
+	for _, tt := range []struct {
+		mask, value uint32
+		want        int // generations, 0: too few
+	}{
+		{DefaultMask, mullvad, 0x6d - firstAccept}, {DefaultMask, wgQuick, 252}, {DefaultMask, 0x3000000, 0}, {DefaultMask, 0xf000000, 0},
+		{DefaultMask, 0x10000000, 12}, {0xff0000, 0xff0000, 251}, {0xf0, 0xf0, 0}, {0xf0, 0xf, 12},
+	} {
+		m, err := NewMarks(tt.mask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, ok := m.Avoiding(tt.value)
+		var seen []uint32
+		for ok && !slices.Contains(seen, m.Accept) {
+			if used := []uint32{m.Reject, m.Reply, m.Related, m.Accept}; slices.Contains(used, tt.value&tt.mask) {
+				t.Fatalf("mask %#x: got the value of mark %#x", tt.mask, tt.value)
+			}
+			seen = append(seen, m.Accept)
+			m = m.Next()
+		}
+		if len(seen) != tt.want {
+			t.Errorf("mask %#x beside mark %#x: got %d generations, want %d", tt.mask, tt.value, len(seen), tt.want)
 		}
 	}
 }

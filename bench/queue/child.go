@@ -219,7 +219,7 @@ func (s *settings) marks() (engine.Marks, error) {
 	if !s.Offload {
 		m.Accept = 0
 	}
-	return engine.Marks(m), err
+	return engine.Marks{Mask: m.Mask, Reject: m.Reject, Reply: m.Reply, Related: m.Related, Accept: m.Accept}, err
 }
 
 // openGoNFQueue runs go-nfqueue as its example does, but for what is the same

@@ -144,6 +144,8 @@ type checkup struct {
 	// Owners is the state of attribution in full: that of the daemon, or of the
 	// attempt.
 	Owners attributionStatus `json:"owners"`
+
+	marks markStatus // of the daemon
 }
 
 // daemonReport says which daemon was asked.
@@ -209,7 +211,7 @@ func (c *checkup) ask(ctx context.Context, path string) error {
 		c.NotAsked = "no verdictd was asked"
 	case err == nil:
 		c.Daemon = &daemonReport{PID: st.PID, Version: st.Version, Elsewhere: elsewhere(st.PID)}
-		c.Owners = st.Attribution
+		c.Owners, c.marks = st.Attribution, st.Flows.Marks
 	case path != "" || input:
 		return err
 	case !errors.Is(err, control.ErrNobody):
@@ -229,7 +231,7 @@ func (c *checkup) fillQueue(ctx context.Context) {
 	}
 	got := within(ctx, func() tried {
 		can, owners, err := c.try()
-		return tried{queueFindings(can, err), owners}
+		return tried{append(queueFindings(can, err), c.findMarks()), owners}
 	}, func() tried { return tried{late(), c.Owners} })
 	c.Queue, c.Owners = got.findings, got.owners
 }

@@ -117,6 +117,8 @@ type flowStatus struct {
 	// Packets of offloaded flows that came to the queue all the same: somebody
 	// overwrites connection marks.
 	Remarked uint64 `json:"remarked"`
+
+	Marks markStatus `json:"marks"`
 }
 
 type auditStatus struct {
@@ -142,8 +144,13 @@ type observer struct {
 	loaded   time.Time
 	refused  *refusedPolicy // offered since; nil: none
 	enforced enforcement    // as looked at last
+	marks    markStatus     // likewise
 	overruns uint64         // of earlier policies
 	ruleset  *hook.Ruleset  // in the kernel; nil: none of ours
+
+	// For the goroutine that warns.
+	remarked     uint64 // told of
+	toldRemarked time.Time
 }
 
 // openObserver opens what others may ask by.
@@ -262,7 +269,7 @@ func (d *daemon) status() (*status, error) {
 		Evaluations: s.Evaluated, Errors: s.PolicyErrors, Overruns: o.overruns + o.policy.Stats().Overruns,
 		Engine: o.policy.Engine().String(), ErrorsAt: o.policy.Stats().Places,
 	}
-	st.Enforced = o.enforced
+	st.Enforced, st.Flows.Marks = o.enforced, o.marks
 	shadow := d.shadow.Stats()
 	st.Policy.Compared, st.Policy.Mismatches = shadow.Compared, shadow.Mismatches
 	return st, nil
@@ -340,7 +347,8 @@ func (d *daemon) record(ctx context.Context) {
 	defer ticker.Stop()
 	notes := time.NewTicker(noteEvery)
 	defer notes.Stop()
-	recorded, looked := time.Now(), time.Now()
+	recorded, looked, lookedMarks := time.Now(), time.Now(), time.Now()
+	d.lookMarks()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -348,6 +356,11 @@ func (d *daemon) record(ctx context.Context) {
 			d.writeNote()
 		case <-ticker.C:
 			d.warn(false)
+			d.remarked(time.Now())
+			if time.Since(lookedMarks) >= marksEvery {
+				lookedMarks = time.Now()
+				d.lookMarks()
+			}
 			if time.Since(looked) >= enforceEvery {
 				looked = time.Now()
 				d.lookEnforced()

@@ -46,7 +46,7 @@ func (d *daemon) newOffload() (*offload, error) {
 		return o, nil
 	}
 	var err error
-	o.latest, err = hook.NewMarks(d.mask)
+	o.latest, err = d.chooseMarks()
 	return o, err
 }
 
@@ -62,7 +62,7 @@ func (o *offload) begin() {
 // them, or the rules of our own get the next number.
 func (o *offload) succeed(past marksLegacy, same, ownRules bool) {
 	switch {
-	case past.Latest.Mask != o.latest.Mask, past.Latest.Related != o.latest.Related:
+	case past.Latest.Mask != o.latest.Mask, past.Latest.Related != o.latest.Related, past.Latest.Last != o.latest.Last:
 		o.begin() // other bits, or other numbers
 	case same && o.wanted && past.InUse.Accept != 0:
 		o.latest, o.marks = past.Latest, past.InUse
@@ -109,6 +109,11 @@ func (o *offload) free(m hook.Marks) hook.Marks {
 	return m
 }
 
+// engineMarks returns what workers know of marks.
+func engineMarks(m hook.Marks) engine.Marks {
+	return engine.Marks{Mask: m.Mask, Reject: m.Reject, Reply: m.Reply, Related: m.Related, Accept: m.Accept}
+}
+
 // install puts the rules in, with the marks in use.
 func (o *offload) install(c hook.Config) (*hook.Ruleset, error) {
 	o.mu.Lock()
@@ -139,7 +144,7 @@ func (o *offload) publish(ctx context.Context, s engine.Snapshot) error {
 	defer o.mu.Unlock()
 	give := func(m hook.Marks) {
 		o.marks = m
-		s.Marks = engine.Marks(m)
+		s.Marks = engineMarks(m)
 		o.engine.Publish(s)
 	}
 	_, running := o.engine.Snapshot()

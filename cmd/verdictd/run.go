@@ -155,7 +155,7 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	flags.BoolVar(&c.Loopback, "loopback", c.Loopback, "with --hook: judge packets over the loopback interface too")
 	flags.BoolVar(&c.StrictND, "strict-neighbour", c.StrictND, "with --hook: judge IPv6 neighbour discovery too")
 	flags.StringVar(&c.Offload, "offload", c.Offload, "on or off: let flows that are decided for good pass by the queue (default: on with --hook)")
-	flags.StringVar(&c.OffloadMask, "offload-mask", c.OffloadMask, fmt.Sprintf("`BITS` of packet and connection marks that are verdictd's, 0 for none (default %#x)", uint32(hook.DefaultMask)))
+	flags.StringVar(&c.OffloadMask, "offload-mask", c.OffloadMask, fmt.Sprintf("`BITS` of packet and connection marks that are verdictd's, 0 for none (default %#x, or others if those are in use)", uint32(hook.DefaultMask)))
 	flags.BoolVar(&c.ResetDenied, "reset-denied", c.ResetDenied, "end TCP connections that a new policy denies by resets instead of dropping their packets")
 	flags.StringVar(&c.Confirm, "confirm", c.Confirm, "with --hook: end after this `TIME`, such as 60s, and take the rules out, unless verdictd confirm comes before (default: no confirmation)")
 	flags.StringVar(&c.ConfirmPolicy, "confirm-policy", c.ConfirmPolicy, "go back after this `TIME` from each policy that was loaded in the place of another, unless verdictd confirm comes before (default: no confirmation)")

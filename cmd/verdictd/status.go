@@ -228,6 +228,9 @@ func (st *status) write(w io.Writer, now time.Time) error {
 	if n := st.Flows.Remarked; n > 0 {
 		fmt.Fprintf(&b, "           %d packets came up though their flow is decided: somebody overwrites connection marks\n", n)
 	}
+	for _, line := range st.Flows.Marks.text() {
+		fmt.Fprintf(&b, "           marks: %s\n", terminal.Line(line))
+	}
 	fmt.Fprintf(&b, "policy     %d evaluations, %d errors, %d of them over budget; %d compared with OPA, %d differed\n",
 		st.Policy.Evaluations, st.Policy.Errors, st.Policy.Overruns, st.Policy.Compared, st.Policy.Mismatches)
 	for _, place := range slices.Sorted(maps.Keys(st.Policy.ErrorsAt)) {

@@ -242,7 +242,7 @@ func (d *daemon) inherit(m *handover.Message) error {
 	next := d.snapshot(d.policy)
 	same := l.Engine.Continues(next)
 	d.marks.succeed(l.Marks, same, d.settings.ruleset != nil)
-	next.Marks = engine.Marks(d.marks.marks)
+	next.Marks = engineMarks(d.marks.marks)
 	d.generation = d.engine.Succeed(l.Engine, next)
 	d.observer.inUse(d.policy)
 	for i := range l.Queues {

@@ -57,29 +57,34 @@ type entriesHead struct {
 }
 
 // readLegacy returns the rules of iptables-legacy that queue.
-func readLegacy(l *legacy) ([]Rule, error) {
+func readLegacy(l *legacy) (rules []Rule, err error) {
+	err = l.each(func(table string, entries []byte) { rules = append(rules, l.read(table, entries)...) })
+	return rules, err
+}
+
+// each calls yield with the entries of each table.
+func (l *legacy) each(yield func(table string, entries []byte)) error {
 	text, err := os.ReadFile(l.proc)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // the kernel has none
+		return nil // the kernel has none
 	}
 	names := strings.Fields(string(text))
 	if err != nil || len(names) == 0 {
-		return nil, err
+		return err
 	}
 	fd, err := unix.Socket(l.domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("read the rules of %s-legacy: %w", l.name, os.NewSyscallError("socket", err))
+		return fmt.Errorf("read the rules of %s-legacy: %w", l.name, os.NewSyscallError("socket", err))
 	}
 	defer unix.Close(fd)
-	var rules []Rule
 	for _, name := range names {
 		entries, err := l.entries(fd, name)
 		if err != nil {
-			return rules, fmt.Errorf("read table %s of %s-legacy: %w", name, l.name, err)
+			return fmt.Errorf("read table %s of %s-legacy: %w", name, l.name, err)
 		}
-		rules = append(rules, l.read(name, entries)...)
+		yield(name, entries)
 	}
-	return rules, nil
+	return nil
 }
 
 // entries returns the table's entries as the kernel has them. A table that grows

@@ -34,57 +34,74 @@ var errChanging = errors.New("the rules change while they are read")
 
 // readTables returns all rules of nf_tables that queue.
 func readTables() (rules []Rule, err error) {
+	err = eachRule(func(attrs []byte, again bool) {
+		if again {
+			rules = nil
+		}
+		rules = appendRule(rules, attrs)
+	})
+	return rules, err
+}
+
+// eachRule calls yield with the attributes of each rule of nf_tables. If the rules
+// change meanwhile it begins again, and says so with the first one.
+func eachRule(yield func(attrs []byte, again bool)) (err error) {
 	for range tries {
-		if rules, err = dumpRules(); !errors.Is(err, errChanging) {
+		again := true
+		err = dumpRules(func(attrs []byte) {
+			yield(attrs, again)
+			again = false
+		})
+		if !errors.Is(err, errChanging) {
 			break
 		}
 	}
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
-		return nil, nil // a kernel without nf_tables has no such rules
+		return nil // a kernel without nf_tables has no rules
 	case err != nil:
-		return rules, fmt.Errorf("read the rules of nf_tables: %w", err)
+		return fmt.Errorf("read the rules of nf_tables: %w", err)
 	}
-	return rules, nil
+	return nil
 }
 
-func dumpRules() (rules []Rule, err error) {
+func dumpRules(yield func(attrs []byte)) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: answerSecs}); err != nil {
-		return nil, os.NewSyscallError("setsockopt", err)
+		return os.NewSyscallError("setsockopt", err)
 	}
 	msg := make([]byte, unix.SizeofNlMsghdr+generalSize) // family 0: all
 	binary.NativeEndian.PutUint32(msg, uint32(len(msg)))
 	binary.NativeEndian.PutUint16(msg[4:], getRule)
 	binary.NativeEndian.PutUint16(msg[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	if err := unix.Sendto(fd, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil, os.NewSyscallError("sendto", err)
+		return os.NewSyscallError("sendto", err)
 	}
 	buf := make([]byte, recvSize)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		if err != nil {
-			return nil, os.NewSyscallError("recvfrom", err)
+			return os.NewSyscallError("recvfrom", err)
 		}
 		messages, err := syscall.ParseNetlinkMessage(buf[:n])
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for i := range messages {
 			m := &messages[i]
 			switch {
 			case m.Header.Flags&unix.NLM_F_DUMP_INTR != 0:
-				return nil, errChanging
+				return errChanging
 			case m.Header.Type == unix.NLMSG_DONE:
-				return rules, nil
+				return nil
 			case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
-				return nil, syscall.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
+				return syscall.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
 			case len(m.Data) > generalSize:
-				rules = appendRule(rules, m.Data[generalSize:])
+				yield(m.Data[generalSize:])
 			}
 		}
 	}
@@ -112,16 +129,7 @@ func appendRule(rules []Rule, attrs []byte) []Rule {
 
 // read reads one expression and returns whether it queues.
 func (r *Rule) read(expression []byte) bool {
-	var name string
-	var data []byte
-	for a := nfnl.NewAttrs(expression); a.Next(); {
-		switch a.Type() {
-		case exprName:
-			name = unix.ByteSliceToString(a.Bytes())
-		case exprData:
-			data = a.Bytes()
-		}
-	}
+	name, data := nameAndData(expression)
 	r.First, r.Count = 0, 0
 	switch name {
 	case "queue":
@@ -132,6 +140,19 @@ func (r *Rule) read(expression []byte) bool {
 		return r.readVerdict(data)
 	}
 	return false
+}
+
+// nameAndData returns the name of an expression and its attributes.
+func nameAndData(expression []byte) (name string, data []byte) {
+	for a := nfnl.NewAttrs(expression); a.Next(); {
+		switch a.Type() {
+		case exprName:
+			name = unix.ByteSliceToString(a.Bytes())
+		case exprData:
+			data = a.Bytes()
+		}
+	}
+	return name, data
 }
 
 func (r *Rule) readQueue(data []byte) bool {
