@@ -43,9 +43,9 @@ func sampleStatus() *status {
 			{Queue: 0, Length: 8192, Account: first}, {Queue: 1, Length: 8192, Account: second},
 		}},
 		Judged: judgedStatus{Known: 900, Established: 30, Related: 2, Malformed: 1, WouldDrop: 12},
-		Flows:  flowStatus{Now: 40, Limit: 131072, New: 60, Evicted: 3, NoRoom: 1, Offloaded: 8, OffloadedPackets: 9000,
+		Flows: flowStatus{Now: 40, Limit: 131072, New: 60, Evicted: 3, NoRoom: 1, Offloaded: 8, OffloadedPackets: 9000,
 			Marks: markStatus{Mask: "0xff0000", Last: 0xff0000, Chosen: "others use 0xff000000: ip rule 7", Overwrit: []string{"nf_tables, table w, chain c"}}},
-		Audit:  auditStatus{Events: 123, Lost: 4, Unwritten: 6, WriteErrors: 2, Rotations: 1},
+		Audit: auditStatus{Events: 123, Lost: 4, Unwritten: 6, WriteErrors: 2, Rotations: 1},
 		Watchdog: watchdogStatus{Limit: "1s", Hanging: []uint16{1}, hangs: hangs{
 			Count: 2, Replaced: 1, Last: &hang{At: start.Add(time.Hour), PID: 4700, Queue: 1, What: "main.f < main.g"},
 		}},
