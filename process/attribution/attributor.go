@@ -87,9 +87,19 @@ func (a *Attributor) find(m *packet.Meta, p *packet.Packet) (*process.Owner, pro
 		if o, pending := a.bySocket(true, m); o != nil {
 			return o, pending
 		}
+		if a.answersTunnel() {
+			return a.r.kernel, 0
+		}
 		return a.byUID(m)
 	}
 	return a.forwarded(m)
+}
+
+// answersTunnel tells whether a packet that no socket receives is of a flow that a
+// tunnel of the kernel sends (GRE).
+func (a *Attributor) answersTunnel() bool {
+	k := a.key.Reverse()
+	return a.r.rec != nil && a.r.rec.Flow(&k, 0, &a.flow) && a.flow.Kernel
 }
 
 // forwarded returns who of another network namespace of this host sent a packet. Only
@@ -107,6 +117,10 @@ func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) (*process.Owner, p
 	switch {
 	case o != nil:
 		return o, pending
+	case ok && a.flow.Kernel: // the user that comes with it is that of the packet inside
+		return a.r.kernel, 0
+	case ok && a.flow.Doubtful:
+		return a.r.nobody, 0
 	case ok && a.flow.Ambiguous: // the socket that is there now need not be the sender's
 		return a.byUID(m)
 	}
@@ -139,6 +153,8 @@ func (a *Attributor) recordedFlow(in uint32) (o *process.Owner, pending process.
 	switch f := &a.flow; {
 	case f.Ambiguous || f.Cookie == 0:
 		return nil, 0, true
+	case f.HasOwner && f.Owner.Unclear && rec.Owner(f.Cookie, &a.owner): // clear by now, perhaps
+		o, pending = a.recorded(&a.owner, process.BPFFlow)
 	case f.HasOwner:
 		o, pending = a.recorded(&f.Owner, process.BPFFlow)
 	case rec.Owner(f.Cookie, &a.owner): // told later, by Seed

@@ -94,7 +94,14 @@ func put[K comparable, V any](cache map[K]V, k K, v V) V {
 
 // recorded returns the owner that a record names.
 func (a *Attributor) recorded(o *record.Owner, source process.Source) (*process.Owner, process.Facts) {
-	if o.Seeded {
+	switch {
+	case o.Tunnel:
+		return a.r.kernel, 0
+	case o.Unclear:
+		a.r.unclear.Store(true)
+		a.r.search() // tells whether it is a tunnel's
+		return a.r.nobody, 0
+	case o.Seeded:
 		source = process.Diag
 	}
 	p, pending, vouched := a.process(o)

@@ -94,6 +94,7 @@ type Resolver struct {
 	pings      atomic.Pointer[map[pingKey]sockdiag.Raw]
 	wantSearch chan struct{}
 	searches   atomic.Uint64
+	unclear    atomic.Bool // a search is to tell whether a socket of the kernel is a tunnel's
 
 	waiting sync.Map // of *Attributor to func(): what wakes who waits for changes
 

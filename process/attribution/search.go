@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/verdictd/verdictd/internal/nfnl"
 	"github.com/verdictd/verdictd/process"
 	"github.com/verdictd/verdictd/process/record"
 	"github.com/verdictd/verdictd/process/sockdiag"
@@ -62,12 +63,13 @@ func (r *Resolver) searcher(ctx context.Context) {
 func (r *Resolver) scan(ctx context.Context) {
 	found, err := r.list(ctx, r.tables)
 	r.readPings()
+	asked := r.findTunnels()
 	if err != nil && ctx.Err() == nil {
 		r.counts.failed.Add(1)
 	}
 	before := r.holders.Swap(&found)
 	r.searches.Add(1)
-	if before == nil || !sameHolders(*before, found) {
+	if before == nil || asked || !sameHolders(*before, found) {
 		r.changed()
 	}
 }
@@ -120,6 +122,19 @@ func (r *Resolver) readPings() {
 		}
 	}
 	r.pings.Store(&found)
+}
+
+// findTunnels notes by which sockets the kernel receives for itself, and returns
+// whether somebody has asked that since the last time.
+func (r *Resolver) findTunnels() (asked bool) {
+	if r.rec == nil {
+		return false
+	}
+	asked = r.unclear.Swap(false)
+	if err := nfnl.InNetNS(r.cfg.NetNS, r.rec.FindTunnels); err != nil {
+		r.counts.failed.Add(1)
+	}
+	return asked
 }
 
 func sameHolders(a, b map[uint32]holder) bool {

@@ -224,6 +224,18 @@ func (p *programs) compare(c *code) {
 		)
 	}
 	c.label("socket")
+	if p.offsets != nil { // unless the flow's last packet was this socket's own too
+		c.lookup(p.maps.flows.FD(), flowAtKey)
+		c.add(
+			asm.JEq.Imm(asm.R0, 0, "look"),
+			asm.LoadMem(asm.R1, asm.R0, int16(unsafe.Offsetof(r.Cookie)), asm.DWord),
+			asm.LoadMem(asm.R2, asm.R10, flowAtCookie, asm.DWord),
+			asm.JEq.Reg(asm.R1, asm.R2, "own"),
+		)
+		c.label("look")
+		c.follow(asm.R9, asm.R6, p.offsets.skbSock, flowAtTemp)
+		p.origin(c)
+	}
 	for _, owners := range []*ebpf.Map{p.maps.owners, p.maps.requests, p.maps.closed} {
 		c.lookup(owners.FD(), flowAtCookie)
 		c.add(asm.Mov.Reg(asm.R9, asm.R0), asm.JNE.Imm(asm.R9, 0, "old"))
@@ -236,7 +248,13 @@ func (p *programs) compare(c *code) {
 		asm.LoadMem(asm.R1, asm.R7, int16(unsafe.Offsetof(r.Cookie)), asm.DWord),
 		asm.LoadMem(asm.R2, asm.R10, flowAtCookie, asm.DWord),
 		asm.JNE.Reg(asm.R1, asm.R2, "record"),
+		asm.LoadMem(asm.R1, asm.R10, flowAtRecord+int16(unsafe.Offsetof(r.Flags)), asm.Word),
+		asm.JEq.Imm(asm.R1, 0, "same"),
+		asm.LoadMem(asm.R2, asm.R7, int16(unsafe.Offsetof(r.Flags)), asm.Word),
+		asm.And.Imm(asm.R2, flowOuter|flowDoubt),
+		asm.JNE.Reg(asm.R1, asm.R2, "record"),
 	)
+	c.label("same")
 	p.touch(c)
 	c.add(
 		asm.JEq.Imm(asm.R9, 0, "out"), // forgotten since, or never known
@@ -300,7 +318,14 @@ func (p *programs) taken(c *code) {
 		asm.JEq.Reg(asm.R1, asm.R2, plain),
 	)
 	if !p.arriving { // there, what is of no socket is a stranger's
-		c.add(asm.JEq.Imm(asm.R1, 0, plain))
+		other := c.fresh()
+		c.add(
+			asm.JNE.Imm(asm.R1, 0, other),
+			asm.LoadMem(asm.R1, asm.R7, flags, asm.Word),
+			asm.And.Imm(asm.R1, flowOuter|flowDoubt),
+			asm.JEq.Imm(asm.R1, 0, plain),
+		)
+		c.label(other)
 	}
 	c.add(
 		asm.LoadMem(asm.R1, asm.R7, flags, asm.Word),
@@ -326,10 +351,19 @@ func (p *programs) taken(c *code) {
 		)
 	}
 	c.add(asm.Ja.Label(plain))
+	known := c.fresh()
 	c.label(mark)
 	c.add(
 		asm.LoadMem(asm.R1, asm.R10, flowAtRecord+flags, asm.Word),
 		asm.Or.Imm(asm.R1, flowTaken),
+		asm.LoadMem(asm.R2, asm.R7, flags, asm.Word),
+		asm.Or.Reg(asm.R2, asm.R1),
+		asm.And.Imm(asm.R2, flowOuter|flowDoubt|flowMixed),
+		asm.JEq.Imm(asm.R2, 0, known),
+		asm.Or.Imm(asm.R1, flowMixed),
+	)
+	c.label(known)
+	c.add(
 		asm.StoreMem(asm.R10, flowAtRecord+flags, asm.R1, asm.Word),
 	)
 	c.label(plain)
@@ -361,6 +395,10 @@ func (p *programs) record(c *code) {
 	c.zero(at(unsafe.Offsetof(r.Owner)), ownerSize)
 	c.label("nobody")
 	if p.offsets != nil {
+		c.add(
+			asm.LoadMem(asm.R1, asm.R10, at(unsafe.Offsetof(r.Flags)), asm.Word),
+			asm.JNE.Imm(asm.R1, 0, "whose"),
+		)
 		p.kernelSocket(c)
 		p.namespace(c)
 	}
@@ -406,14 +444,13 @@ const sockRaw = 3
 // kernelSocket marks packets of the sockets by which the kernel sends resets,
 // ICMP and neighbour discovery: raw ones, made by itself.
 func (p *programs) kernelSocket(c *code) {
-	const synReceived, timeWait = tcpNewSynRecv, 6 // net/tcp_states.h: not whole sockets
 	o, user := p.offsets, c.fresh()
 	c.follow(asm.R9, asm.R6, o.skbSock, flowAtTemp)
 	c.add(asm.JEq.Imm(asm.R9, 0, user))
 	c.probe(flowAtTemp, 1, asm.R9, o.sockState)
 	c.add(
 		asm.LoadMem(asm.R1, asm.R10, flowAtTemp, asm.Byte),
-		asm.JEq.Imm(asm.R1, synReceived, user), asm.JEq.Imm(asm.R1, timeWait, user),
+		asm.JEq.Imm(asm.R1, tcpNewSynRecv, user), asm.JEq.Imm(asm.R1, tcpTimeWait, user), // not whole sockets
 	)
 	c.probe(flowAtTemp, 2, asm.R9, o.sockType)
 	c.add(asm.LoadMem(asm.R1, asm.R10, flowAtTemp, asm.Half), asm.JNE.Imm(asm.R1, sockRaw, user))

@@ -33,8 +33,11 @@ func (p *programs) owner(hook Hook) asm.Instructions {
 	c.add(asm.Mov.Reg(asm.R6, asm.R1), asm.FnGetSocketCookie.Call(), asm.JEq.Imm(asm.R0, 0, "out"))
 	c.zero(slotBottom, -int(slotBottom))
 	c.add(asm.StoreMem(asm.R10, slotCookie, asm.R0, asm.DWord))
+	if p.offsets != nil {
+		p.madeByKernel(c, hook)
+	}
 	p.current(c)
-	if p.offsets != nil { // a thread of the kernel acts for somebody else, such as for an MPTCP socket
+	if p.offsets != nil { // a thread of the kernel acts for somebody else
 		c.follow(asm.R8, asm.R7, p.offsets.taskMM, slotTemp)
 		c.add(asm.JEq.Imm(asm.R8, 0, "out"))
 	}
@@ -155,6 +158,7 @@ func (p *programs) write(c *code) {
 		asm.Xor.Reg(asm.R1, asm.R0),
 		asm.StoreMem(asm.R10, slotOwner+int16(unsafe.Offsetof(r.Check)), asm.R1, asm.DWord),
 	)
+	c.label("store")
 	p.store(c)
 }
 

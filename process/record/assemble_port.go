@@ -12,6 +12,7 @@ const (
 	ctxAddrSock     = 64
 
 	protocolTCP = 6
+	protocolUDP = 17
 )
 
 // portTaken assembles the program for post_bind: another socket may receive now

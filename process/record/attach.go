@@ -76,6 +76,8 @@ func (p *programs) parts(forward bool) []*part {
 			&part{name: "fork", typ: ebpf.RawTracepoint, point: "sched_process_fork", ins: p.fork()},
 			&part{name: "exit", typ: ebpf.RawTracepoint, point: "sched_process_exit", ins: p.exit()},
 			&part{name: holdersPart, typ: ebpf.Tracing, attach: ebpf.AttachTraceIter, iter: taskFile, optional: true, ins: p.holders()},
+			&part{name: tunnelsPart, typ: ebpf.Tracing, attach: ebpf.AttachTraceIter, iter: udpSockets, optional: true, ins: p.tunnels()},
+			&part{name: "destroyed", typ: ebpf.RawTracepoint, point: "tcp_destroy_sock", ins: p.destroyed()},
 			&part{name: "accept", typ: ebpf.SockOps, attach: ebpf.AttachCGroupSockOps, optional: true, ins: p.accept()},
 		)
 	}
@@ -147,7 +149,11 @@ func (r *Recorder) attach(dir *os.File, p *part) error {
 		if err != nil {
 			return fmt.Errorf("attach program %s to iterator %s: %w%s", p.name, p.iter, err, needs(err))
 		}
-		r.iter = l
+		if p.iter == udpSockets {
+			r.tunnels = l
+		} else {
+			r.iter = l
+		}
 		r.links = append(r.links, attached{l, p.name})
 		return nil
 	}

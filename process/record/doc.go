@@ -51,6 +51,17 @@
 // ([HookAccept]); who will call accept is not known. With SYN cookies there is no
 // request to write that on, and the socket has no owner until it is used.
 //
+// A tunnel puts a packet around another one, and the socket of the inner one stays
+// with it. A record is made of a packet that its socket can have made: of its protocol
+// and port, in its network namespace. Others are the kernel's ([Flow.Kernel]) or of
+// nobody ([Flow.Doubtful]).
+//
+// Sockets that the kernel makes are not of who is in a system call at the time. Those
+// of TCP are for a program, which acts by them; a later subflow of an MPTCP connection
+// has the owner of the first. Of those of UDP [Recorder.FindTunnels] finds out, by an
+// iterator, by which tunnels receive. The hook at sock_release is not called for them;
+// at the tracepoint tcp_destroy_sock those of TCP go.
+//
 // # What is not recorded
 //
 //   - A process that got an open, connected socket from another one and only

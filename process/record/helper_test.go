@@ -59,6 +59,8 @@ func helper(what string, words []string) error {
 		return clone(words)
 	case "sender":
 		return sender()
+	case "connect":
+		return connect(netip.MustParseAddrPort(words[0]))
 	case "listen":
 		return listen(words[0], netip.MustParseAddrPort(words[1]))
 	}
@@ -265,6 +267,24 @@ func listen(proto string, at netip.AddrPort) error {
 			return os.NewSyscallError("getsockopt", err)
 		}
 		fmt.Println(cookie)
+	}
+	return nil
+}
+
+// connect opens an MPTCP connection and writes to it for each line that it reads.
+func connect(to netip.AddrPort) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	if err := unix.Connect(fd, address(unix.AF_INET, to)); err != nil {
+		return os.NewSyscallError("connect", err)
+	}
+	fmt.Println("ready")
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); fmt.Println("written") {
+		if _, err := unix.Write(fd, []byte("x")); err != nil {
+			return os.NewSyscallError("write", err)
+		}
 	}
 	return nil
 }

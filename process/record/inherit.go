@@ -23,7 +23,7 @@ func (r *Recorder) Files() (map[string]*os.File, error) {
 		fds[s.name] = (*s.slot).FD()
 	}
 	for _, l := range r.links {
-		if with, ok := l.Link.(interface{ FD() int }); ok && l.name != holdersPart {
+		if with, ok := l.Link.(interface{ FD() int }); ok && l.name != holdersPart && l.name != tunnelsPart {
 			fds[linkFile+l.name] = with.FD()
 		}
 	}

@@ -26,7 +26,7 @@ func TestLabKernelPackets(t *testing.T) {
 	labtest.Require(t, labtest.IPTablesBinary)
 	net := labtest.Pair(t)
 	r := open(t, record.Config{})
-	rule(t, net.Server, r)
+	rule(t, r, net.Server)
 	for _, test := range []struct {
 		name  string
 		proto lab.Proto
@@ -169,7 +169,7 @@ func TestLabTakenOver(t *testing.T) {
 	const window = 300 * time.Millisecond
 	net := labtest.Pair(t)
 	r := open(t, record.Config{}.Within(window))
-	rule(t, net.Client, r)
+	rule(t, r, net.Client)
 	first, second := copyOf(t, filepath.Join(t.TempDir(), "first")), copyOf(t, filepath.Join(t.TempDir(), "second"))
 	send := func(path string) record.Flow {
 		t.Helper()
@@ -202,7 +202,7 @@ func TestLabOlderProcess(t *testing.T) {
 	socket := boundUDP(t, net.Client, netip.MustParseAddrPort("0.0.0.0:7001"))
 	old := talk(t, net.Client, []*os.File{socket}, "sender")
 	r := open(t, record.Config{})
-	rule(t, net.Client, r)
+	rule(t, r, net.Client)
 	old.tell(server4)
 	f, _ := flowOf(t, r)
 	var p record.Process
@@ -223,7 +223,7 @@ func TestLabSeed(t *testing.T) {
 	socket := boundUDP(t, net.Client, netip.MustParseAddrPort("0.0.0.0:7001"))
 	connectUDP(t, socket, netip.MustParseAddrPort(server4))
 	r := open(t, record.Config{})
-	rule(t, net.Client, r)
+	rule(t, r, net.Client)
 	write(t, socket)
 	f, n := flowOf(t, r)
 	if f.HasOwner || f.Cookie == 0 || f.NetNS == 0 {
@@ -255,7 +255,7 @@ func TestLabAccepted(t *testing.T) {
 	labtest.Require(t, labtest.IPTablesBinary)
 	net := labtest.Pair(t)
 	r := open(t, record.Config{})
-	rule(t, net.Server, r)
+	rule(t, r, net.Server)
 	for i, listen := range []string{"tcp 10.99.0.2:80", "tcp [fd99::2]:80", "mptcp 10.99.0.2:81"} {
 		proto, local, _ := strings.Cut(listen, " ")
 		host := "10.99.0.1"

@@ -31,7 +31,7 @@ func newBench(t testing.TB) bench {
 	labtest.Require(t, labtest.IPTablesBinary)
 	b := bench{net: labtest.Pair(t)}
 	b.rec = open(t, record.Config{})
-	rule(t, b.net.Client, b.rec)
+	rule(t, b.rec, b.net.Client)
 	return b
 }
 

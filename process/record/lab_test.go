@@ -93,14 +93,16 @@ func filesystem(t testing.TB) string {
 	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
 }
 
-// rule makes OUTPUT of a namespace call the flow program for each packet.
-func rule(t testing.TB, ns *lab.Namespace, r *record.Recorder) {
+// rule makes OUTPUT of namespaces call the flow program for each packet.
+func rule(t testing.TB, r *record.Recorder, all ...*lab.Namespace) {
 	t.Helper()
 	pin := filepath.Join(filesystem(t), "flow")
 	if err := r.Pin(pin); err != nil {
 		t.Fatal(err)
 	}
-	labtest.BothTables(t, ns, "-A", "OUTPUT", "-m", "bpf", "--object-pinned", pin, "-j", "DROP")
+	for _, ns := range all {
+		labtest.BothTables(t, ns, "-A", "OUTPUT", "-m", "bpf", "--object-pinned", pin, "-j", "DROP")
+	}
 }
 
 // copyOf copies the test binary to a new file.
@@ -196,7 +198,7 @@ func TestLabOneShot(t *testing.T) {
 			cg = cgroup(t)
 		}
 		r := open(t, record.Config{Cgroup: cg})
-		rule(t, net.Client, r)
+		rule(t, r, net.Client)
 		for _, test := range oneShots() {
 			t.Run(where+"/"+test.name, func(t *testing.T) {
 				pid := command{ns: net.Client, cgroup: cg, words: strings.Fields(test.words)}.run(t)

@@ -15,7 +15,7 @@ import (
 
 // layout is the version of the records below. It is part of the maps' names: a
 // successor with other records makes maps of its own.
-const layout = "6"
+const layout = "7"
 
 // flowKey is the key of the flows map: packet.Key with ports in network byte
 // order, and where the packet came from.
@@ -47,6 +47,9 @@ const (
 	flowHasOwner = 1 << iota // Owner is valid
 	flowTaken                // taken over from somebody else, within flowWindow
 	flowKernel               // the socket is one of the kernel's own
+	flowOuter                // a tunnel's packet, around one of another socket
+	flowDoubt                // not made by its socket, nor for certain by a tunnel
+	flowMixed                // taken over from or by one of these two
 )
 
 // flowWindow is how long a packet may wait in a queue while another program gets
@@ -72,7 +75,11 @@ type ownerRecord struct {
 	Check    uint64 // Cookie ^ Stamp
 }
 
-const ownerSeeded = 1
+const (
+	ownerSeeded  = 1 << iota
+	ownerTunnel  // the socket is one by which a tunnel of the kernel receives
+	ownerUnclear // the kernel made it, for whom it does not say
+)
 
 // Bounds of the texts in a process record. A component of a path has at most 255
 // bytes and a 0, so one more always fits behind pathLimit.
@@ -193,6 +200,8 @@ func (r *flowRecord) decode(tuple uint64, in uint32, f *Flow) bool {
 	f.Cookie, f.NetNS = r.Cookie, r.NetNS
 	f.HasOwner = r.Flags&flowHasOwner != 0
 	f.Ambiguous = r.Flags&flowTaken != 0
+	f.Kernel = r.Flags&flowOuter != 0 && !f.Ambiguous
+	f.Doubtful = r.Flags&flowDoubt != 0 || f.Ambiguous && r.Flags&flowMixed != 0
 	if r.Flags&flowKernel != 0 {
 		f.Cookie = 0
 	}
@@ -212,6 +221,7 @@ func (r *ownerRecord) decode(cookie uint64, o *Owner) bool {
 		Cookie: r.Cookie, PID: r.PID, TID: r.TID, UID: r.UID, GID: r.GID,
 		CgroupID: r.CgroupID, NetNS: r.NetNS, Start: r.Start, ExecID: r.ExecID,
 		Comm: r.Comm, Hook: Hook(r.Hook), Seeded: r.Flags&ownerSeeded != 0,
+		Tunnel: r.Flags&ownerTunnel != 0, Unclear: r.Flags&ownerUnclear != 0,
 	}
 	return true
 }

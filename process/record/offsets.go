@@ -25,8 +25,12 @@ type offsets struct {
 	skbSock, sockNet, netCookie, sockCookie, sockState, sockListener, sockPort, sockType int16
 	opsSock                                                                              int16
 	skbDev, skbData, skbLen, skbDataLen, devIndex, devNet, sockFamily                    int16
-	kernSock                                                                             int16 // byte of the bit sk_kern_sock
-	kernMask                                                                             uint8 // that bit in the byte
+	skbInner, skbMac, skbRoute, sockProtocol, routeDev, devFlags, addrSock, udpEncap     int16
+	kernSock                                                                             int16  // byte of the bit sk_kern_sock
+	kernMask                                                                             uint8  // that bit in the byte
+	vrfPort                                                                              uint32 // bit of devFlags: belongs to a VRF
+
+	mptcp mptcpOffsets
 }
 
 // fields looks up offsets and keeps the first error.
@@ -53,6 +57,8 @@ func kernelOffsets(types *btf.Cache) (*offsets, error) {
 	f.file(o)
 	o.volume = f.volume(types)
 	f.sock(o)
+	f.origin(o)
+	o.mptcp = f.mptcp()
 	f.near(o.mountRoot, o.mountParent, o.mountPoint)
 	f.near(o.dentryParent, o.dentryName)
 	if f.err != nil {
@@ -123,8 +129,13 @@ func (f *fields) sock(o *offsets) {
 	o.devNet = f.at("net_device", 8, "nd_net", "net")
 	o.sockFamily = f.at("sock_common", 2, "skc_family")
 	o.opsSock = f.at("bpf_sock_ops_kern", 8, "sk")
-	bits := f.find("sock", "sk_kern_sock")
-	o.kernSock, o.kernMask = int16(bits.offset/8), bits.mask()
+	o.kernSock, o.kernMask = f.bit("sock", "sk_kern_sock")
+}
+
+// bit returns the byte of a field one bit wide, and the bit in it.
+func (f *fields) bit(structure, name string) (at int16, mask uint8) {
+	p := f.find(structure, name)
+	return int16(p.offset / 8), p.mask()
 }
 
 // place is a field in bits from the beginning of its structure.

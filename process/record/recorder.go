@@ -53,6 +53,7 @@ type Recorder struct {
 	flow     *ebpf.Program
 	links    []attached
 	iter     *link.Iter // one of links; nil if the kernel has none
+	tunnels  *link.Iter // the same
 	pinned   string     // where the flow program is pinned, or ""
 	stats    Stats
 	offsets  *offsets // nil if nothing is known of kernel structures
@@ -189,7 +190,7 @@ func (r *Recorder) Detach() error {
 		}
 		errs = append(errs, r.flow.Close())
 	}
-	r.links, r.iter, r.flow, r.pinned, r.stats.Programs = nil, nil, nil, "", nil
+	r.links, r.iter, r.tunnels, r.flow, r.pinned, r.stats.Programs = nil, nil, nil, nil, "", nil
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("detach programs: %w", err)
 	}

@@ -91,12 +91,12 @@ func TestLabNothingStays(t *testing.T) {
 		}
 		now := held(t)
 		maps.Copy(ours, now)
-		// 12 maps; 19 links; 19 programs by their links, and the flow program.
-		if len(now) != 12+19+20 {
+		// 12 maps; 21 links; 21 programs by their links, and the flow program.
+		if len(now) != 12+21+22 {
 			t.Errorf("holds %v", now)
 		}
 		s := r.Stats()
-		const programs = 20
+		const programs = 22
 		if len(s.Programs) != programs || len(s.Missing) != 0 {
 			t.Fatalf("got %+v", s)
 		}

@@ -16,6 +16,12 @@ type Flow struct {
 	// before this one's first: a packet that waits in a queue can be of either. The
 	// record is that of the last one.
 	Ambiguous bool
+	// Kernel: a tunnel made the packet, around one of another socket, whose user is
+	// that of the inner packet.
+	Kernel bool
+	// Doubtful: the packet carries a socket that need not have made it, so neither that
+	// nor the user that the kernel names with it says whose it is.
+	Doubtful bool
 }
 
 // Owner is who used a socket last.
@@ -41,6 +47,9 @@ type Owner struct {
 	Comm   [16]byte // name of the thread, ended by 0; never proof of anything
 	Hook   Hook     // the operation that made this the owner
 	Seeded bool     // told by Seed
+	// Tunnel: by this socket a tunnel of the kernel receives. Unclear: the kernel made
+	// it, and whose it is nobody can tell. Nothing but Cookie is valid then.
+	Tunnel, Unclear bool
 }
 
 // Process is what a process runs.
