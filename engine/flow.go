@@ -1,7 +1,7 @@
 package engine
 
 import (
-	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -11,8 +11,33 @@ import (
 
 // flowKey is the identity of a flow, the same for both directions: the two
 // endpoints in a fixed order, and the place they are seen from.
+//
+// Addresses are words, and one is copied by words only: a load of 16 bytes that were
+// just stored as two words waits for both.
 type flowKey struct {
-	lo, hi         [16]byte
+	lo, hi address
+	flowKind
+}
+
+// address is an IPv6 or mapped IPv4 address as two numbers.
+type address [2]uint64
+
+func addressOf(b [16]byte) address {
+	return address{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
+}
+
+// bytes returns the address as it is on the wire.
+func (a address) bytes() (b [16]byte) {
+	binary.BigEndian.PutUint64(b[:8], a[0])
+	binary.BigEndian.PutUint64(b[8:], a[1])
+	return b
+}
+
+// above returns whether a is the greater one.
+func (a address) above(b address) bool { return a[0] > b[0] || a[0] == b[0] && a[1] > b[1] }
+
+// flowKind is the rest of a flowKey: one word.
+type flowKind struct {
 	loPort, hiPort uint16
 	protocol       uint8
 	version        uint8
@@ -30,16 +55,37 @@ const (
 	placeRouting // PREROUTING and POSTROUTING
 )
 
-// flowOf returns the flow of a packet seen at hook, and its direction: 0 if
-// the lower endpoint sends.
-func flowOf(k packet.Key, hook packet.Hook) (f flowKey, dir int) {
-	if c := bytes.Compare(k.Src[:], k.Dst[:]); c > 0 || c == 0 && k.SrcPort > k.DstPort {
-		k = k.Reverse()
-		dir = 1
+// flowOf returns the flow of a packet with key k seen at hook, and its direction: 0
+// if the lower endpoint sends.
+func flowOf(k *packet.Key, hook packet.Hook) (f flowKey, dir int) {
+	f.lo, f.hi = addressOf(k.Src), addressOf(k.Dst)
+	f.flowKind = flowKind{loPort: k.SrcPort, hiPort: k.DstPort, protocol: k.Protocol, version: k.Version, asker: uint8(k.Echo)}
+	return f, f.turn(hook)
+}
+
+// ofPacket makes f the flow of p. It is flowOf of its key, which is not made: it would
+// be read before it is stored.
+func (f *flowKey) ofPacket(p *packet.Packet, hook packet.Hook) (dir int) {
+	f.lo, f.hi = addressOf(p.Src.As16()), addressOf(p.Dst.As16())
+	f.flowKind = flowKind{protocol: p.Protocol, version: p.Version}
+	if p.HasPorts {
+		f.loPort, f.hiPort = p.SrcPort, p.DstPort
+	} else if p.Echo {
+		k := p.Key()
+		f.loPort, f.hiPort, f.asker = k.SrcPort, k.DstPort, uint8(k.Echo)
 	}
-	f = flowKey{lo: k.Src, hi: k.Dst, loPort: k.SrcPort, hiPort: k.DstPort, protocol: k.Protocol, version: k.Version}
-	if k.Echo != packet.NoEcho {
-		f.asker = uint8(k.Echo) // k is as the lower endpoint sends
+	return f.turn(hook)
+}
+
+// turn puts the endpoints of f, of which the first one sends, in order. It returns the
+// direction.
+func (f *flowKey) turn(hook packet.Hook) (dir int) {
+	if f.lo.above(f.hi) || f.lo == f.hi && f.loPort > f.hiPort {
+		f.lo, f.hi, f.loPort, f.hiPort = f.hi, f.lo, f.hiPort, f.loPort
+		dir = 1
+		if f.asker != 0 {
+			f.asker = uint8(packet.EchoRequest+packet.EchoReply) - f.asker
+		}
 	}
 	switch hook {
 	case packet.Forward:
@@ -51,7 +97,7 @@ func flowOf(k packet.Key, hook packet.Hook) (f flowKey, dir int) {
 	default:
 		f.place = placeRouting
 	}
-	return f, dir
+	return dir
 }
 
 // reverseHook is the hook at which the other direction of a flow is seen.
@@ -195,8 +241,8 @@ func (e *entry) count(now int64, p *packet.Packet, dir int) {
 
 // endpoints returns the flow's addresses and ports as the initiator sends.
 func (e *entry) endpoints() (src, dst netip.AddrPort) {
-	addr := func(a [16]byte, port uint16) netip.AddrPort {
-		ip := netip.AddrFrom16(a)
+	addr := func(a address, port uint16) netip.AddrPort {
+		ip := netip.AddrFrom16(a.bytes())
 		if e.key.version == 4 {
 			ip = ip.Unmap()
 		}

@@ -118,7 +118,9 @@ func (w *Worker) distrust(s *slot) {
 // append appends the flow's record, of flowSize bytes.
 func (e *entry) append(b []byte) []byte {
 	le := binary.LittleEndian
-	b = append(append(b, e.key.lo[:]...), e.key.hi[:]...)
+	for _, a := range [...]address{e.key.lo, e.key.hi} {
+		b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, a[0]), a[1])
+	}
 	b = le.AppendUint16(le.AppendUint16(b, e.key.loPort), e.key.hiPort)
 	b = append(b, e.key.protocol, e.key.version, e.key.place, e.known, e.initiator|e.key.asker<<1, e.tcp, uint8(e.hook), flags(e.offloaded, e.reset))
 	for _, v := range [...]uint64{e.id, uint64(e.start), uint64(e.last), e.packets[0], e.packets[1], e.bytes[0], e.bytes[1]} {
@@ -137,8 +139,7 @@ func (e *entry) append(b []byte) []byte {
 // table cannot hold are made harmless: the record comes from another program.
 func (e *entry) decode(b []byte) {
 	le := binary.LittleEndian
-	copy(e.key.lo[:], b)
-	copy(e.key.hi[:], b[16:])
+	e.key.lo, e.key.hi = addressOf([16]byte(b)), addressOf([16]byte(b[16:]))
 	e.key.loPort, e.key.hiPort = le.Uint16(b[32:]), le.Uint16(b[34:])
 	e.key.protocol, e.key.version, e.key.place = b[36], b[37], b[38]
 	e.known, e.initiator, e.tcp, e.hook = b[39], b[40]&1, b[41], packet.Hook(b[42])

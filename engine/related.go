@@ -42,7 +42,7 @@ func (w *Worker) handleError(m *packet.Meta) packet.Verdict {
 // is none of which a packet like the quoted one was seen, and that packet's
 // direction.
 func (w *Worker) quoted(m *packet.Meta) (e *entry, dir int) {
-	key, dir := flowOf(w.pkt.Inner, reverseHook(m.Hook))
+	key, dir := flowOf(&w.pkt.Inner, reverseHook(m.Hook))
 	e = w.table.find(&key)
 	if e == nil || !(w.live(&e.slot[0]) || w.live(&e.slot[1])) {
 		return nil, dir

@@ -43,10 +43,8 @@ func newTable(flows int) *table {
 
 // hash mixes the key with 128-bit multiplications, a word at a time.
 func (t *table) hash(k *flowKey) uint64 {
-	h := t.mix(t.key[0], binary.LittleEndian.Uint64(k.lo[:8]))
-	h = t.mix(h, binary.LittleEndian.Uint64(k.lo[8:]))
-	h = t.mix(h, binary.LittleEndian.Uint64(k.hi[:8]))
-	h = t.mix(h, binary.LittleEndian.Uint64(k.hi[8:]))
+	h := t.mix(t.mix(t.key[0], k.lo[0]), k.lo[1])
+	h = t.mix(t.mix(h, k.hi[0]), k.hi[1])
 	h = t.mix(h, uint64(k.loPort)<<48|uint64(k.hiPort)<<32|uint64(k.protocol)<<24|uint64(k.version)<<16|uint64(k.place)<<8|uint64(k.asker))
 	hi, lo := bits.Mul64(h, 0x9e3779b97f4a7c15)
 	return hi ^ lo

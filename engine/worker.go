@@ -247,7 +247,8 @@ func (w *Worker) live(s *slot) bool { return s.accept && s.epoch == w.now.epoch 
 
 // handleFlow judges a packet of a flow: from memory if it can.
 func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
-	key, dir := flowOf(w.pkt.Key(), m.Hook)
+	var key flowKey
+	dir := key.ofPacket(&w.pkt, m.Hook)
 	e := w.table.find(&key)
 	if e == nil {
 		return w.firstPacket(m, &key, dir)
