@@ -231,7 +231,7 @@ func (c *checkup) fillQueue(ctx context.Context) {
 	}
 	got := within(ctx, func() tried {
 		can, owners, err := c.try()
-		return tried{append(queueFindings(can, err), c.findMarks()), owners}
+		return tried{append(queueFindings(can, err), c.findMarks(), savedFinding("")), owners}
 	}, func() tried { return tried{late(), c.Owners} })
 	c.Queue, c.Owners = got.findings, got.owners
 }
