@@ -90,8 +90,12 @@ func load(ctx context.Context, src Source, files []file, old *Policy) (*Policy, 
 		return nil, errs
 	}
 	if src.Strict {
-		if err := p.warnings(ctx); err != nil {
+		found, _, err := p.findings(ctx, CheckConfig{})
+		if err != nil {
 			return nil, err
+		}
+		if len(found) > 0 {
+			return nil, found
 		}
 	}
 	if !src.SkipTests {
@@ -105,19 +109,6 @@ func load(ctx context.Context, src Source, files []file, old *Policy) (*Policy, 
 	}
 	return newPolicy(ctx, p, src, old)
 }
-
-// warnings returns what Check warns of, as an Errors.
-func (p *program) warnings(ctx context.Context) error {
-	found, _, err := p.findings(ctx, CheckConfig{})
-	if err == nil && len(found) > 0 {
-		return found
-	}
-	return err
-}
-
-// Warnings returns what Check warns of as the error with which a strict Source
-// refuses the policy; nil if that is nothing.
-func (p *Policy) Warnings(ctx context.Context) error { return p.program.warnings(ctx) }
 
 func newPolicy(ctx context.Context, p *program, src Source, old *Policy) (*Policy, error) {
 	budget := src.Budget

@@ -34,6 +34,9 @@ type WatchConfig struct {
 	// are not compiled again.
 	Current *Policy
 
+	// Strict is asked before each load, in place of Source.Strict; nil: that counts.
+	Strict func() bool
+
 	// Reload asks for a reload whether or not the files have changed, as on
 	// SIGHUP. Nil never asks.
 	Reload <-chan struct{}
@@ -177,7 +180,11 @@ func (w *watch) see(ctx context.Context, files []file, errs Errors, insist bool,
 		w.cfg.OnChange(nil, errs.sorted())
 		return true
 	}
-	p, err := load(ctx, w.cfg.Source, files, w.old)
+	src := w.cfg.Source
+	if w.cfg.Strict != nil {
+		src.Strict = w.cfg.Strict()
+	}
+	p, err := load(ctx, src, files, w.old)
 	if ctx.Err() != nil {
 		return false // cut short: says nothing about the policy
 	}

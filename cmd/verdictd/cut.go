@@ -282,11 +282,6 @@ func parentOf(dir string) int {
 // confirmed. The caller holds the lock of the trials.
 func (d *daemon) prepareChange(ctx context.Context, p *policy.Policy) (*cutReport, error) {
 	o, current := d.observer.reload.current(), d.observer.current()
-	if o.strict || d.live.Load().Strict {
-		if err := p.Warnings(ctx); err != nil {
-			return nil, err
-		}
-	}
 	before := current
 	if last := d.trials.last; last != nil && p.Hash() == current.Hash() {
 		before = last // the files were changed, and so loaded, before the reload was asked for

@@ -9,12 +9,11 @@ import (
 )
 
 // followPolicy loads the policy again when its files change and when it is asked
-// to. Whether it is strict prepareChange knows: a reload can change that.
+// to.
 func (d *daemon) followPolicy(ctx context.Context) error {
-	source := d.source()
-	source.Strict = false
+	strict := func() bool { return d.live.Load().Strict || d.observer.reload.current().strict }
 	return policy.Watch(ctx, policy.WatchConfig{
-		Source: source, Current: d.observer.current(), Hash: d.trials.seen(), Reload: d.observer.reload.ask,
+		Source: d.source(), Strict: strict, Current: d.observer.current(), Hash: d.trials.seen(), Reload: d.observer.reload.ask,
 		OnChange: func(p *policy.Policy, err error) { d.changePolicy(ctx, p, err) },
 		OnServer: d.bundleServer,
 	})
