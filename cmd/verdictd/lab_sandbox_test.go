@@ -66,7 +66,7 @@ func (u unit) check(t *testing.T) {
 	// By lines of their own, or not about rights.
 	others := []string{
 		"CapabilityBoundingSet", "SystemCallFilter", "RestrictAddressFamilies",
-		"Type", "ExecStartPre", "ExecStart", "ExecReload", "Restart", "RestartSec", "RestartPreventExitStatus", "FileDescriptorStoreMax",
+		"Type", "ExecStartPre", "ExecStart", "ExecReload", "WatchdogSignal", "Restart", "RestartSec", "RestartPreventExitStatus", "FileDescriptorStoreMax",
 		"RuntimeDirectory", "LogsDirectory", "LogsDirectoryMode", "StateDirectory", "StateDirectoryMode", "UMask",
 	}
 	for key, lines := range u {

@@ -166,11 +166,13 @@ func TestLabPortReuse(t *testing.T) {
 func TestLabTakenOver(t *testing.T) {
 	requireBPF(t)
 	labtest.Require(t, labtest.IPTablesBinary)
-	const window = 300 * time.Millisecond
 	net := labtest.Pair(t)
+	first, second := copyOf(t, filepath.Join(t.TempDir(), "first")), copyOf(t, filepath.Join(t.TempDir(), "second"))
+	began := time.Now()
+	command{ns: net.Client, path: first, words: strings.Fields(sendUDP)}.run(t)
+	window := max(300*time.Millisecond, 8*time.Since(began)) // two programs start and send within it
 	r := open(t, record.Config{}.Within(window))
 	rule(t, r, net.Client)
-	first, second := copyOf(t, filepath.Join(t.TempDir(), "first")), copyOf(t, filepath.Join(t.TempDir(), "second"))
 	send := func(path string) record.Flow {
 		t.Helper()
 		command{ns: net.Client, path: path, words: strings.Fields(sendUDP)}.run(t)
