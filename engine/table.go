@@ -151,14 +151,15 @@ func (e *entry) rank(now int64) rank {
 // way is free. A flow that others begin takes no place of one that this host
 // has begun.
 func (t *table) place(set uint64, now int64, own bool) (way int, why string) {
-	way, lowest, oldest := -1, rankOwn, int64(0)
+	if way := freeWay(t.tags[set]); way < ways {
+		return way, ""
+	}
+	lowest, oldest := rankOwn, int64(0)
+	way = -1
 	if own {
 		lowest = rankKept
 	}
 	for i := range ways {
-		if uint8(t.tags[set]>>(8*i)) == 0 {
-			return i, ""
-		}
 		e := &t.entries[set*ways+uint64(i)]
 		if r := e.rank(now); r < lowest || r == lowest && way >= 0 && e.last < oldest {
 			way, lowest, oldest = i, r, e.last
@@ -168,6 +169,13 @@ func (t *table) place(set uint64, now int64, own bool) (way int, why string) {
 		return way, t.entries[set*ways+uint64(way)].endReason()
 	}
 	return way, endEvicted
+}
+
+// freeWay returns the first free way by the tags of a set, ways if there is none: the
+// lowest byte that is 0. No entry is touched for it.
+func freeWay(tags uint64) int {
+	const low, high = 0x0101010101010101, 0x8080808080808080
+	return bits.TrailingZeros64((tags-low)&^tags&high) / 8
 }
 
 func (e *entry) endReason() string {
