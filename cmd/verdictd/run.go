@@ -177,7 +177,7 @@ func bindFlags(flags *pflag.FlagSet, c *config.Config) {
 	bindPollFlags(flags, &c.Bundle)
 	flags.StringVar(&c.Control, "control", c.Control, "`SOCKET` for verdictd status and reload, or none (default /run/verdictd/verdictd.sock)")
 	flags.StringVar(&c.Metrics, "metrics", c.Metrics, "serve metrics for Prometheus at this `ADDRESS`, such as 127.0.0.1:9477 (default: nowhere)")
-	flags.StringVar(&c.Watchdog, "watchdog", c.Watchdog, "`TIME` in which verdictd has to come back from its work; else that is told, and a supervisor replaces it; 0 for never (default 1s)")
+	flags.StringVar(&c.Watchdog, "watchdog", c.Watchdog, "`TIME` in which verdictd has to come back from its work; else that is told, and a supervisor replaces it; 0 for never (default 1s, or twice --policy-budget)")
 	flags.StringVar(&c.StatsInterval, "stats-interval", c.StatsInterval, "`TIME` between two stats records in the audit log, 0 for none (default 60s)")
 	flags.StringVar(&c.Log.File, "log", c.Log.File, "audit log `FILE`, - for standard output (default -)")
 	flags.BoolVar(&c.Log.Pretty, "pretty", c.Log.Pretty, "print lines for people on standard output; a log file stays JSON")

@@ -157,7 +157,7 @@ func (d *daemon) tellAlive() {
 		limit *= managerPatience
 	}
 	// One that does not take it will end us, or is not there.
-	_ = d.line.supervisor.Notify("WATCHDOG=1", fmt.Sprintf("WATCHDOG_USEC=%d", limit.Microseconds()))
+	_ = d.line.supervisor.Beat("WATCHDOG=1", fmt.Sprintf("WATCHDOG_USEC=%d", limit.Microseconds()))
 }
 
 // lookAtQueues looks at all queues and returns whether all come back.
@@ -352,12 +352,15 @@ func stacks() string {
 // checkWatchdog reads the limit of the watchdog.
 func (s *settings) checkWatchdog() (err error) {
 	const least, most = 500 * time.Millisecond, time.Minute
-	s.watchLimit = time.Second
+	s.watchLimit = max(time.Second, 2*s.budget) // one decision is no hang
 	if s.Watchdog == "" {
 		return nil
 	}
 	if s.watchLimit, err = time.ParseDuration(s.Watchdog); err != nil || s.watchLimit != 0 && (s.watchLimit < least || s.watchLimit > most) {
 		return settingErrorf("watchdog", "want a time from %v to %v, or 0 for none, got %q", least, most, s.Watchdog)
+	}
+	if s.watchLimit != 0 && s.watchLimit < 2*s.budget {
+		return settingErrorf("watchdog", "want at least twice the time that one decision may take, %v (--policy-budget), got %q", s.budget, s.Watchdog)
 	}
 	return nil
 }

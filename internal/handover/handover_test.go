@@ -262,6 +262,35 @@ func TestKeeperStandsStill(t *testing.T) {
 	}
 }
 
+// TestBeat: what is sent again and again takes no room from what matters.
+func TestBeat(t *testing.T) {
+	k, err := NewKeeper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	n := Notifier{fd: int(k.child.Fd())}
+	for range 100 { // more than the socket takes
+		if err := n.Beat("WATCHDOG=1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.Notify("READY=1"); err != nil {
+		t.Errorf("got %v, want that there is room", err)
+	}
+	for _, want := range []string{"WATCHDOG", "READY"} {
+		if got := k.Receive(); got == nil || got.Values[want] != "1" {
+			t.Errorf("got %+v, want %s", got, want)
+		}
+	}
+	if got := k.Receive(); got != nil {
+		t.Errorf("got %+v besides", got)
+	}
+	if err := n.Beat("WATCHDOG=1"); err != nil || k.Receive() == nil {
+		t.Errorf("got %v and nothing once all was heard", err)
+	}
+}
+
 // TestNotifierOfKeeper finds the keeper by the descriptor, and gives it on by a
 // descriptor only.
 func TestNotifierOfKeeper(t *testing.T) {

@@ -71,21 +71,34 @@ func (n Notifier) Bequeath(next int) (env []string, files []*os.File, err error)
 }
 
 // Notify sends lines of KEY=value.
-func (n Notifier) Notify(lines ...string) error { return n.send(lines, nil) }
+func (n Notifier) Notify(lines ...string) error { return n.send(lines, nil, 0) }
+
+// Beat sends lines that are sent again and again. It does not wait, and sends nothing
+// as long as a keeper has not read what was sent before: one that stands still must
+// find room for what matters.
+func (n Notifier) Beat(lines ...string) error {
+	if n.fd != 0 {
+		unread, err := unix.IoctlGetInt(n.fd, unix.SIOCOUTQ)
+		if err != nil || unread > 0 {
+			return os.NewSyscallError("ioctl SIOCOUTQ", err)
+		}
+	}
+	return n.send(lines, nil, unix.MSG_DONTWAIT)
+}
 
 // Store leaves a descriptor with the service manager, under a name without
 // colon: should the process die, the next one finds it by Given. A descriptor
 // of the same name is replaced. f stays the caller's.
 func (n Notifier) Store(name string, f *os.File) error {
-	return n.send([]string{"FDSTORE=1", "FDNAME=" + name}, []*os.File{f})
+	return n.send([]string{"FDSTORE=1", "FDNAME=" + name}, []*os.File{f}, 0)
 }
 
 // Forget makes the service manager close what it holds under a name.
 func (n Notifier) Forget(name string) error {
-	return n.send([]string{"FDSTOREREMOVE=1", "FDNAME=" + name}, nil)
+	return n.send([]string{"FDSTOREREMOVE=1", "FDNAME=" + name}, nil, 0)
 }
 
-func (n Notifier) send(lines []string, files []*os.File) error {
+func (n Notifier) send(lines []string, files []*os.File, flags int) error {
 	if !n.Present() {
 		return nil
 	}
@@ -106,7 +119,7 @@ func (n Notifier) send(lines []string, files []*os.File) error {
 		}
 	}
 	for err = unix.EINTR; err == unix.EINTR; {
-		err = unix.Sendmsg(fd, []byte(strings.Join(lines, "\n")), oob, at, unix.MSG_NOSIGNAL)
+		err = unix.Sendmsg(fd, []byte(strings.Join(lines, "\n")), oob, at, unix.MSG_NOSIGNAL|flags)
 	}
 	runtime.KeepAlive(files)
 	if err != nil {
