@@ -5,9 +5,10 @@ import "github.com/verdictd/verdictd/packet"
 // Links names network interfaces. Each worker has its own, which is for the
 // worker's goroutine.
 type Links interface {
-	// Update takes note of all changes until now. It is called before the first
-	// packet of a batch and may call the operating system, but not wait.
-	Update()
+	// Update takes note of all changes until now, in Unix nanoseconds. It is called
+	// before the first packet of a batch and may call the operating system, but not
+	// wait.
+	Update(now int64)
 
 	// Name returns the name of an interface by its index, and a number that stands
 	// for the name: the same for the same name, another for any other. Both are
@@ -20,7 +21,7 @@ type Links interface {
 func (w *Worker) updateLinks(m *packet.Meta) {
 	if w.links != nil && m.Time != w.batch {
 		w.batch = m.Time
-		w.links.Update()
+		w.links.Update(m.Time)
 	}
 }
 
@@ -41,7 +42,7 @@ func (w *Worker) nameLinks(m *packet.Meta) {
 type FixedLinks func(index uint32) string
 
 // Update does nothing.
-func (FixedLinks) Update() {}
+func (FixedLinks) Update(int64) {}
 
 // Name returns the name and, as the number that stands for it, the index.
 func (f FixedLinks) Name(index uint32) (name string, id uint32) {

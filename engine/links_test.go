@@ -16,7 +16,7 @@ type told struct {
 	updates   int
 }
 
-func (l *told) Update() {
+func (l *told) Update(int64) {
 	l.updates++
 	l.now = map[uint32]string{}
 	for i, name := range l.next {

@@ -29,6 +29,10 @@ type Follower struct {
 	next  uint32
 	netns int
 
+	changed map[uint32]struct{} // indexes that got another name in this Update
+	doubts  map[uint32]int64    // and those that got several: until when nothing is said of them
+	now     int64
+
 	lost  bool // not all was read: no name is known until all is listed again
 	again atomic.Pointer[map[uint32]string]
 	list  chan struct{} // asks Run for again
@@ -44,6 +48,10 @@ const (
 	followRoom   = 4 << 20  // bytes that the kernel keeps for us meanwhile
 	maxReads     = 64       // of a full buffer, for one Update
 	maxNames     = 1 << 16  // that numbers are kept for
+
+	// doubtTime is how long nothing is said of an interface that changed its name
+	// several times between two batches, in nanoseconds: for packets that waited.
+	doubtTime = int64(10e6)
 )
 
 // Follow begins to follow the interfaces of the calling thread's network namespace,
@@ -118,13 +126,19 @@ func (f *Follower) Name(index uint32) (name string, id uint32) {
 	default:
 		l = f.far[index]
 	}
+	if len(f.doubts) > 0 && f.now < f.doubts[index] {
+		return "", 0
+	}
 	return l.name, l.id
 }
 
-// Update reads what the kernel has told until now. It does not wait. If it told more
-// than could be kept or is read in one go, no name is known until Run has listed
-// all interfaces again.
-func (f *Follower) Update() {
+// Update reads what the kernel has told until now, in Unix nanoseconds. It does not
+// wait. If it told more than could be kept or is read in one go, no name is known until
+// Run has listed all interfaces again. If it told several names of one interface, a
+// packet that has waited can have come by any of them: then none is known for a while.
+func (f *Follower) Update(now int64) {
+	f.now = now
+	clear(f.changed)
 	if names := f.again.Swap(nil); names != nil {
 		f.take(*names)
 	}
@@ -224,9 +238,28 @@ func (f *Follower) rename(index uint32, name []byte) {
 	} else {
 		known = f.far[index]
 	}
-	if known.name != string(name) {
-		f.put(index, string(name))
+	if known.name == string(name) {
+		return
 	}
+	f.put(index, string(name))
+	if known.name != "" {
+		f.renamed(index)
+	}
+}
+
+// renamed notes that an interface got another name, and once more in one Update that
+// nothing is to be said of it.
+func (f *Follower) renamed(index uint32) {
+	if f.changed == nil {
+		f.changed, f.doubts = map[uint32]struct{}{}, map[uint32]int64{}
+	}
+	if _, again := f.changed[index]; again {
+		if len(f.doubts) >= maxNames {
+			clear(f.doubts)
+		}
+		f.doubts[index] = f.now + doubtTime
+	}
+	f.changed[index] = struct{}{}
 }
 
 // align rounds up to the alignment of netlink messages and attributes.

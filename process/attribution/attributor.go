@@ -105,10 +105,20 @@ func (a *Attributor) answersTunnel() bool {
 // forwarded returns who of another network namespace of this host sent a packet. Only
 // a record can tell, of a packet that came in by the same interface.
 func (a *Attributor) forwarded(m *packet.Meta) (*process.Owner, process.Facts) {
-	if o, pending, ok := a.recordedFlow(m.In); ok && o != nil {
+	o, pending, ok := a.recordedFlow(m.In)
+	if o != nil {
 		return o, pending
 	}
-	return a.r.nobody, 0
+	several := a.r.several.Load()
+	if !ok || a.flow.Cookie == 0 || a.flow.Ambiguous || several == nil {
+		return a.r.nobody, 0
+	}
+	s, ok := (*several)[a.flow.Cookie] // older than the record
+	if !ok {
+		return a.r.nobody, 0
+	}
+	a.socket = s
+	return a.ownerOf(&a.socket, m)
 }
 
 // sender returns who sends a packet.

@@ -90,7 +90,8 @@ type Resolver struct {
 	nobody   *process.Owner
 	kernel   *process.Owner
 
-	holders    atomic.Pointer[map[uint32]holder] // of sockets, by inode
+	holders    atomic.Pointer[map[uint32]holder]          // of sockets, by inode
+	several    atomic.Pointer[map[uint64]sockdiag.Socket] // that several processes hold, by cookie
 	pings      atomic.Pointer[map[pingKey]sockdiag.Raw]
 	wantSearch chan struct{}
 	searches   atomic.Uint64

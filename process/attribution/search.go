@@ -27,7 +27,14 @@ type holder struct {
 	fd      int      // one of its descriptors of the socket
 	start   uint64   // ns of CLOCK_BOOTTIME
 	others  []holder // that hold it too
-	crowded bool     // and more than those
+	socket  socket
+	crowded bool // and more than those
+}
+
+// socket is what the kernel's list of holders says of a socket itself.
+type socket struct {
+	cookie, cgroup uint64 // 0: it does not say
+	uid            uint32
 }
 
 // search asks for a search. It does not wait.
@@ -68,6 +75,7 @@ func (r *Resolver) scan(ctx context.Context) {
 		r.counts.failed.Add(1)
 	}
 	before := r.holders.Swap(&found)
+	r.shareSockets(found)
 	r.searches.Add(1)
 	if before == nil || asked || !sameHolders(*before, found) {
 		r.changed()
@@ -80,7 +88,10 @@ func (r *Resolver) list(ctx context.Context, tables bool) (map[uint32]holder, er
 	if tables {
 		found := map[uint32]holder{}
 		err := r.rec.Holders(ctx, func(h *record.Holder) error {
-			note(found, h.Inode, holder{pid: h.PID, fd: int(h.FD), start: h.Start})
+			note(found, h.Inode, holder{
+				pid: h.PID, fd: int(h.FD), start: h.Start,
+				socket: socket{cookie: h.Cookie, cgroup: h.CgroupID, uid: h.UID},
+			})
 			return nil
 		})
 		if err == nil || ctx.Err() != nil {
@@ -158,24 +169,23 @@ func (r *Resolver) Seed(ctx context.Context) {
 	if r.rec == nil {
 		return
 	}
+	holders := *r.holders.Load()
+	for _, h := range holders { // of all network namespaces
+		r.seed(&record.Owner{Cookie: h.socket.cookie, UID: h.socket.uid, CgroupID: h.socket.cgroup}, h)
+	}
 	diag, err := r.openDiag()
 	if err != nil {
 		r.counts.failed.Add(1)
 		return
 	}
 	defer diag.Close()
-	holders := *r.holders.Load()
 	err = diag.Dump(ctx, func(s *sockdiag.Socket) error {
-		h, ok := holders[s.Inode]
-		if !ok || h.many() || h.start == 0 || s.Cookie == 0 {
-			return nil
-		}
-		o := record.Owner{Cookie: s.Cookie, PID: h.pid, TID: h.pid, UID: s.UID, Start: h.start, Seeded: true}
-		if s.HasCgroup {
-			o.CgroupID = s.CgroupID
-		}
-		if err := r.rec.Seed(&o); err != nil {
-			r.counts.failed.Add(1)
+		if h, ok := holders[s.Inode]; ok {
+			o := record.Owner{Cookie: s.Cookie, UID: s.UID}
+			if s.HasCgroup {
+				o.CgroupID = s.CgroupID
+			}
+			r.seed(&o, h)
 		}
 		return nil
 	})
@@ -184,6 +194,28 @@ func (r *Resolver) Seed(ctx context.Context) {
 	}
 	r.survey(surveyPatience)
 	r.changed()
+}
+
+// seed tells the record that the holder owns a socket, if it alone holds it.
+func (r *Resolver) seed(o *record.Owner, h holder) {
+	if h.many() || h.start == 0 || o.Cookie == 0 {
+		return
+	}
+	o.PID, o.TID, o.Start, o.Seeded = h.pid, h.pid, h.start, true
+	if err := r.rec.Seed(o); err != nil {
+		r.counts.failed.Add(1)
+	}
+}
+
+// shareSockets makes the sockets that several processes hold known by their cookies.
+func (r *Resolver) shareSockets(found map[uint32]holder) {
+	shared := map[uint64]sockdiag.Socket{}
+	for inode, h := range found {
+		if s := h.socket; s.cookie != 0 && h.many() {
+			shared[s.cookie] = sockdiag.Socket{Inode: inode, Cookie: s.cookie, UID: s.uid, CgroupID: s.cgroup, HasCgroup: s.cgroup != 0}
+		}
+	}
+	r.several.Store(&shared)
 }
 
 // found is who holds a socket.

@@ -160,3 +160,38 @@ func (p *programs) rawPacket(c *code, protocol int16) {
 		asm.JEq.Reg(asm.R1, asm.R2, "own"), asm.Ja.Label("doubt"),
 	)
 }
+
+// namespace reads the cookie of the network namespace of the packet's socket to
+// the stack and R1; 0 if it is of none.
+func (p *programs) namespace(c *code) {
+	o := p.offsets
+	c.follow(asm.R3, asm.R6, o.skbSock, flowAtTemp)
+	c.follow(asm.R3, asm.R3, o.sockNet, flowAtTemp)
+	c.follow(asm.R1, asm.R3, o.netCookie, flowAtNetNS)
+}
+
+// sockRaw is SOCK_RAW of linux/net.h.
+const sockRaw = 3
+
+// kernelSocket marks packets of the sockets by which the kernel sends resets,
+// ICMP and neighbour discovery: raw ones, made by itself.
+func (p *programs) kernelSocket(c *code) {
+	o, user := p.offsets, c.fresh()
+	c.follow(asm.R9, asm.R6, o.skbSock, flowAtTemp)
+	c.add(asm.JEq.Imm(asm.R9, 0, user))
+	c.probe(flowAtTemp, 1, asm.R9, o.sockState)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, flowAtTemp, asm.Byte),
+		asm.JEq.Imm(asm.R1, tcpNewSynRecv, user), asm.JEq.Imm(asm.R1, tcpTimeWait, user), // not whole sockets
+	)
+	c.probe(flowAtTemp, 2, asm.R9, o.sockType)
+	c.add(asm.LoadMem(asm.R1, asm.R10, flowAtTemp, asm.Half), asm.JNE.Imm(asm.R1, sockRaw, user))
+	c.probe(flowAtTemp, 1, asm.R9, o.kernSock)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, flowAtTemp, asm.Byte),
+		asm.And.Imm(asm.R1, int32(o.kernMask)),
+		asm.JEq.Imm(asm.R1, 0, user),
+		asm.StoreImm(asm.R10, flowAtRecord+int16(unsafe.Offsetof(flowRecord{}.Flags)), flowKernel, asm.Word),
+	)
+	c.label(user)
+}

@@ -44,7 +44,7 @@
 //
 // Sockets older than the recorder have no owner yet. [Recorder.Holders] lists which
 // process holds which socket, by an iterator over the kernel's descriptors
-// (task_file), and [Recorder.Seed] takes what follows from that.
+// (task_file), in all network namespaces, and [Recorder.Seed] takes what follows.
 //
 // A socket that accept returns is made in the kernel by a SYN, with nobody
 // calling. A sock_ops program gives it the owner of the listener

@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
 )
 
 // holdersPart is the name of the program that lists who holds sockets, and
@@ -25,7 +26,11 @@ type Holder struct {
 	Inode uint32 // of the socket
 	PID   uint32 // in the initial pid namespace
 	FD    uint32
-	_     uint32
+	UID   uint32 // of the socket
+	// Cookie names the socket, and CgroupID is the inode of the control group
+	// (version 2) that it was made in. Both are 0 if it is none of IP, or if the kernel
+	// does not tell.
+	Cookie, CgroupID uint64
 }
 
 // Offsets of struct bpf_iter_meta and bpf_iter__task_file, include/linux/bpf.h and
@@ -55,8 +60,12 @@ func (p *programs) holders() asm.Instructions {
 		asm.Mov.Reg(asm.R1, asm.R8),
 		asm.FnSockFromFile.Call(),
 		asm.JEq.Imm(asm.R0, 0, "done"),
+		asm.LoadMem(asm.R9, asm.R0, p.offsets.socketSock, asm.DWord),
 	)
 	c.zero(at, int(size))
+	c.add(asm.JEq.Imm(asm.R9, 0, "file"))
+	p.internetSocket(c, at, scratch)
+	c.label("file")
 	c.follow(asm.R8, asm.R8, p.offsets.fileInode, scratch)
 	c.follow(asm.R8, asm.R8, p.offsets.inodeNumber, scratch)
 	c.add(asm.StoreMem(asm.R10, place(unsafe.Offsetof(h.Inode)), asm.R8, asm.Word))
@@ -75,6 +84,28 @@ func (p *programs) holders() asm.Instructions {
 	c.label("done")
 	c.end(0)
 	return c.ins
+}
+
+// internetSocket notes which socket of IP R9 is, and whose.
+func (p *programs) internetSocket(c *code, at, scratch int16) {
+	var h Holder
+	o := p.offsets
+	c.probe(scratch, 2, asm.R9, o.sockFamily)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, scratch, asm.Half),
+		asm.JEq.Imm(asm.R1, unix.AF_INET, "internet"), asm.JNE.Imm(asm.R1, unix.AF_INET6, "file"),
+	)
+	c.label("internet")
+	c.add(
+		asm.Mov.Reg(asm.R1, asm.R9), asm.FnGetSocketCookie.Call(),
+		asm.StoreMem(asm.R10, at+int16(unsafe.Offsetof(h.Cookie)), asm.R0, asm.DWord),
+	)
+	c.probe(at+int16(unsafe.Offsetof(h.UID)), 4, asm.R9, o.sockUID)
+	if o.cgroupID != 0 {
+		c.follow(asm.R1, asm.R9, o.sockCgroup, scratch)
+		c.follow(asm.R1, asm.R1, o.cgroupNode, scratch)
+		c.probe(at+int16(unsafe.Offsetof(h.CgroupID)), 8, asm.R1, o.cgroupID)
+	}
 }
 
 // ListsHolders tells whether Holders can be called: the kernel has BTF and the
@@ -115,6 +146,7 @@ func (r *Recorder) Holders(ctx context.Context, yield func(h *Holder) error) err
 			Inode: binary.NativeEndian.Uint32(b[8:]),
 			PID:   binary.NativeEndian.Uint32(b[12:]),
 			FD:    binary.NativeEndian.Uint32(b[16:]),
+			UID:   binary.NativeEndian.Uint32(b[20:]), Cookie: word(b[24:]), CgroupID: word(b[32:]),
 		}
 		if err := yield(&h); err != nil {
 			return err

@@ -30,6 +30,8 @@ type offsets struct {
 	kernMask                                                                             uint8  // that bit in the byte
 	vrfPort                                                                              uint32 // bit of devFlags: belongs to a VRF
 
+	socketSock, sockUID, sockCgroup, cgroupNode, cgroupID int16 // the last is 0 if the way there is not known
+
 	mptcp mptcpOffsets
 }
 
@@ -130,6 +132,12 @@ func (f *fields) sock(o *offsets) {
 	o.sockFamily = f.at("sock_common", 2, "skc_family")
 	o.opsSock = f.at("bpf_sock_ops_kern", 8, "sk")
 	o.kernSock, o.kernMask = f.bit("sock", "sk_kern_sock")
+	o.socketSock = f.at("socket", 8, "sk")
+	o.sockUID = f.at("sock", 4, "sk_uid")
+	g := &fields{spec: f.spec, err: f.err}
+	o.sockCgroup = g.at("sock", 8, "sk_cgrp_data", "cgroup")
+	o.cgroupNode = g.at("cgroup", 8, "kn")
+	o.cgroupID = g.at("kernfs_node", 8, "id")
 }
 
 // bit returns the byte of a field one bit wide, and the bit in it.
