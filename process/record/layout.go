@@ -235,9 +235,12 @@ func (r *ownerRecord) encode(o *Owner, stamp uint64) {
 	}
 }
 
+// whole says whether the record was not replaced while it was read.
+func (r *processRecord) whole() bool { return r.Check == uint64(r.PID)^r.Start^r.ExecID }
+
 // decode says whether the record is whole and of the process, and fills in p.
 func (r *processRecord) decode(k processKey, p *Process) bool {
-	if r.PID != k.PID || uint32(r.ExecID) != k.ExecID || r.Check != uint64(r.PID)^r.Start^r.ExecID {
+	if r.PID != k.PID || uint32(r.ExecID) != k.ExecID || !r.whole() {
 		return false
 	}
 	*p = Process{

@@ -121,11 +121,14 @@ func (r *Recorder) Process(pid uint32, execID uint64, p *Process) bool {
 		if running && q.process.decode(q.key, p) {
 			return true
 		}
+		torn := running && !q.process.whole()
 		past := q.lookup(r.maps.past, unsafe.Pointer(&q.key), unsafe.Pointer(&q.process))
 		if past && q.process.decode(q.key, p) {
 			return true
 		}
-		if !running && !past {
+		// A record comes into past before it is replaced in running, so who is in
+		// neither, in this order, has none.
+		if !torn && (!past || q.process.whole()) {
 			return false
 		}
 	}
