@@ -183,12 +183,14 @@ func TestBuiltinPolicy(t *testing.T) {
 func TestBudget(t *testing.T) {
 	tests := map[string]string{
 		"comprehension": "verdict := \"drop\" if count([1 | some a in data.n; some b in data.n; some c in data.n; a + b == c]) > input.mark",
+		"arrays":        "verdict := \"drop\" if count([[i, j] | some i, _ in data.n; some j, _ in data.n; i >= input.mark]) > 3",
+		"objects":       "verdict := \"drop\" if count({[i, j]: i | some i, _ in data.n; some j, _ in data.n; i >= input.mark}) > 3",
 		"range":         "verdict := \"drop\" if count(numbers.range(0, 1000000000 + input.mark)) > 3",
 	}
 	for name, rego := range tests {
 		t.Run(name, func(t *testing.T) {
 			numbers := `{"n": [` + strings.TrimSuffix(strings.Repeat("1,", 3000), ",") + `]}`
-			src := policy.Source{Budget: 5 * time.Millisecond, FS: fstest.MapFS{
+			src := policy.Source{Budget: 50 * time.Millisecond, FS: fstest.MapFS{
 				"p.rego": {Data: []byte("package verdictd\n\n" + rego + "\n")}, "n.json": {Data: []byte(numbers)},
 			}}
 			p := load(t, src)
@@ -198,7 +200,7 @@ func TestBudget(t *testing.T) {
 			if took := time.Since(start); took > 2*time.Second {
 				t.Errorf("took %v with a budget of %v", took, src.Budget)
 			}
-			if _, ok := errors.AsType[*policy.BudgetError](err); !ok || err.Error() != "evaluation took longer than 5ms" {
+			if _, ok := errors.AsType[*policy.BudgetError](err); !ok || err.Error() != "evaluation took longer than 50ms" {
 				t.Errorf("error %v, want a BudgetError", err)
 			}
 			if d.Action != packet.Drop {

@@ -94,6 +94,9 @@ func (g *gen) element(o ir.Operand, k known, e *env) getter {
 	return func(m *machine) ast.Value { return copyCollection(get(m)) }
 }
 
+// insertSteps is what an element put into a collection counts, in steps: it allocates.
+const insertSteps = 32
+
 func (g *gen) setAdd(s *ir.SetAddStmt, e *env) op {
 	v := g.knownOf(s.Value, e)
 	if c, ok := g.building(s.Set, e, v).(ast.Set); ok {
@@ -104,6 +107,9 @@ func (g *gen) setAdd(s *ir.SetAddStmt, e *env) op {
 	}
 	get, i := g.element(s.Value, v, e), g.place(s.Set)
 	return func(m *machine) ctl {
+		if !m.step(insertSteps) {
+			return m.spent()
+		}
 		if set, ok := m.frame[i].(ast.Set); ok {
 			set.Add(ast.NewTerm(get(m)))
 		}
@@ -125,6 +131,9 @@ func (g *gen) arrayAppend(s *ir.ArrayAppendStmt, e *env) op {
 	}
 	get, i := g.element(s.Value, v, e), g.place(s.Array)
 	return func(m *machine) ctl {
+		if !m.step(insertSteps) {
+			return m.spent()
+		}
 		if a, ok := m.frame[i].(*ast.Array); ok {
 			m.frame[i] = a.Append(ast.NewTerm(get(m)))
 		}
@@ -143,6 +152,9 @@ func (g *gen) objectInsert(s *ir.ObjectInsertStmt, e *env) op {
 	key, val, i := g.element(s.Key, k, e), g.element(s.Value, v, e), g.place(s.Object)
 	literal := e.locals[s.Object].literal
 	return func(m *machine) ctl {
+		if !m.step(insertSteps) {
+			return m.spent()
+		}
 		obj, ok := m.frame[i].(ast.Object)
 		if !ok {
 			return next
@@ -162,6 +174,9 @@ func (g *gen) objectInsertOnce(s *ir.ObjectInsertOnceStmt, e *env) op {
 	delete(e.locals, s.Object)
 	i := g.need(s.Object)
 	return func(m *machine) ctl {
+		if !m.step(insertSteps) {
+			return m.spent()
+		}
 		obj, ok := m.frame[i].(ast.Object)
 		if !ok {
 			return next

@@ -16,7 +16,7 @@ const (
 	maxCopies       = 256     // copies of one statement by nested unrolled scans
 	maxVersions     = 32      // versions of one function
 	maxClosures     = 1 << 21 // statements lowered for one program
-	foldSteps       = 1 << 22 // steps of a trial run
+	foldSteps       = 1 << 24 // steps of a trial run
 	minIndexedScan  = 9       // elements from which a scan is worth an index
 	minIndexedChain = 4       // bodies from which a chain is worth an index
 )
