@@ -85,7 +85,8 @@ func effects() map[string]func(use, s *settings) {
 		"queue", "policy", "mode", "fail", "malformed", "hook", "on-stop", "require-rules", "loopback",
 		"strict-neighbour", "offload", "offload-mask", "reset-denied", "confirm", "nflog-group", "flows",
 		"queue-length", "copy-range", "attribution", "record-pin", "spin", "engine", "policy-budget",
-		"control", "metrics", "watchdog", "bundle.key", "bundle.key-id", "bundle.alg", "bundle.scope",
+		"control", "metrics", "watchdog", "hold-facts", "hold-hash", "accept-unhashed", "hash-size", "hash-time",
+		"bundle.key", "bundle.key-id", "bundle.alg", "bundle.scope",
 		"bundle.ca", "bundle.cert", "bundle.cert-key", "bundle.token-file", "bundle.min-interval",
 		"bundle.max-interval", "bundle.timeout", "bundle.last-good", "log.file", "log.pretty",
 	} {
