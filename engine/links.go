@@ -31,10 +31,16 @@ func (w *Worker) nameLinks(m *packet.Meta) {
 	f := &w.facts
 	if w.links == nil {
 		f.InInterface, f.InLink, f.OutInterface, f.OutLink = "", m.In, "", m.Out
+		f.InPort, f.InPortLink, f.OutPort, f.OutPortLink = "", m.PhysIn, "", m.PhysOut
 		return
 	}
 	f.InInterface, f.InLink = w.links.Name(m.In)
 	f.OutInterface, f.OutLink = w.links.Name(m.Out)
+	f.InPort, f.InPortLink, f.OutPort, f.OutPortLink = "", 0, "", 0
+	if m.PhysIn|m.PhysOut != 0 {
+		f.InPort, f.InPortLink = w.links.Name(m.PhysIn)
+		f.OutPort, f.OutPortLink = w.links.Name(m.PhysOut)
+	}
 }
 
 // FixedLinks are names that do not change, by index; "" if there is none. No two

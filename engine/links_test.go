@@ -31,10 +31,13 @@ func (l *told) Name(index uint32) (string, uint32) { return l.now[index], l.ids[
 // A packet is judged by the names that hold when its batch is read, and a change of
 // a name makes only those flows be judged anew that asked for it.
 func TestInterfaceNames(t *testing.T) {
-	l := &told{next: map[uint32]string{1: "lan", 2: "wan"}, ids: map[string]uint32{}}
-	asked := map[uint16]int{}
+	l := &told{next: map[uint32]string{1: "lan", 2: "wan", 7: "port7", 8: "port8"}, ids: map[string]uint32{}}
+	asked, ports := map[uint16]int{}, [2]string{}
 	b := newBench(t, engine.Config{Links: func() engine.Links { return l }}, policyFunc(func(f *rules.Facts, d *rules.Decision) error {
 		asked[f.Packet.DstPort]++
+		if f.Packet.DstPort == 23 {
+			ports = [2]string{f.InPort, f.OutPort}
+		}
 		*d = rules.Decision{Action: packet.Accept, Rule: "any", Log: true, Reads: reading(t, "dst_port")}
 		if f.Packet.DstPort == 443 {
 			d.Reads = reading(t, "interface.out")
@@ -51,7 +54,14 @@ func TestInterfaceNames(t *testing.T) {
 		}
 		b.sendMeta(packet.Meta{Hook: packet.Output, Out: index}, udp(client, telnet))
 	}
+	b.sendMeta(packet.Meta{Hook: packet.Forward, In: 1, Out: 1, PhysIn: 7, PhysOut: 8}, udp(client, telnet))
+	if ports != [2]string{"port7", "port8"} {
+		t.Errorf("got the ports of a bridge %q, want port7, port8", ports)
+	}
 	send(1, packet.Accept)
+	if ports != [2]string{} {
+		t.Errorf("got the ports of a bridge %q of a packet that went by none", ports)
+	}
 	send(1, packet.Accept)
 	l.next = map[uint32]string{1: "lan", 2: "wan", 3: "veth0"} // of no interest
 	send(1, packet.Accept)
@@ -64,8 +74,8 @@ func TestInterfaceNames(t *testing.T) {
 	send(1, packet.Drop)
 	send(2, packet.Accept)
 	send(9, packet.Drop) // unknown
-	if asked[23] != 1 {
-		t.Errorf("a decision that did not ask for names was made %d times, want once", asked[23])
+	if asked[23] != 2 {
+		t.Errorf("a decision that did not ask for names was made %d times, want once at each hook", asked[23])
 	}
 	var out []string
 	b.ring.Drain(func(ev *logsink.Event) {

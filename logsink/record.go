@@ -182,7 +182,7 @@ func (l *line) facts() (*rules.Facts, error) {
 	if err := l.packet(p); err != nil {
 		return nil, err
 	}
-	f := &rules.Facts{Meta: m, Packet: p, InInterface: l.InIface, OutInterface: l.Own.OutIface, Owner: l.Own.Process.owner()}
+	f := &rules.Facts{Meta: m, Packet: p, InInterface: l.InIface, OutInterface: l.Own.OutIface, InPort: "?", OutPort: "?", Owner: l.Own.Process.owner()}
 	if l.EventType == "flow" { // it names no interfaces, though its packets had some
 		f.InInterface, f.OutInterface = "?", "?"
 	}
@@ -281,7 +281,7 @@ func (l *line) carries(path string) bool {
 		return l.Own.Status != "" // the first fragment looks like a whole packet
 	case "ip.ttl", "ip.dscp", "ip.ecn", "packet.length", "udp.length":
 		return l.header() != nil
-	case "tcp.flags.ece", "tcp.flags.cwr", "answers_multicast", "icmp.related":
+	case "tcp.flags.ece", "tcp.flags.cwr", "answers_multicast", "icmp.related", "interface.in_port", "interface.out_port":
 		return false
 	case "tcp.src_port", "tcp.dst_port":
 		return true

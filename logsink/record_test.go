@@ -27,14 +27,14 @@ func recordTests() map[string]struct {
 		lacks string
 	}{
 		"tcp": {meta, packet.Packet{Status: packet.OK, Version: 4, Src: v4, Dst: v4, Protocol: packet.ProtoTCP, HasPorts: true, SrcPort: 1, DstPort: 2,
-			TTL: 64, TOS: 18, TotalLength: 60, TCPFlags: packet.SYN | packet.NS | packet.URG, Seq: 7, AckNum: 8, Window: 9}, "ip.fragment tcp.flags.ece tcp.flags.cwr answers_multicast"},
+			TTL: 64, TOS: 18, TotalLength: 60, TCPFlags: packet.SYN | packet.NS | packet.URG, Seq: 7, AckNum: 8, Window: 9}, "ip.fragment tcp.flags.ece tcp.flags.cwr interface.in_port interface.out_port answers_multicast"},
 		"udp over ipv6": {meta, packet.Packet{Status: packet.OK, Version: 6, Src: v6, Dst: v6, Protocol: packet.ProtoUDP, HasPorts: true, DstPort: 53,
-			TTL: 1, TOS: 255, TotalLength: 90, UDPLength: 50}, "ip.fragment answers_multicast"},
+			TTL: 1, TOS: 255, TotalLength: 90, UDPLength: 50}, "ip.fragment interface.in_port interface.out_port answers_multicast"},
 		"echo": {packet.Meta{Time: meta.Time, Hook: packet.Input, HasGID: true}, packet.Packet{Status: packet.OK, Version: 6, Src: v6, Dst: v6,
-			Protocol: packet.ProtoICMPv6, ICMPType: 128, Echo: true, EchoID: 5, EchoSeq: 6}, "ip.fragment icmp.related answers_multicast"},
-		"fragment": {meta, packet.Packet{Status: packet.Fragment, Version: 4, Src: v4, Dst: v4, Protocol: packet.ProtoTCP, FragmentOffset: 8}, "answers_multicast"},
-		"gre":      {meta, packet.Packet{Status: packet.OK, Version: 4, Src: v4, Dst: v4, Protocol: 47}, "ip.fragment answers_multicast"},
-		"unnamed":  {meta, packet.Packet{Status: packet.OK, Version: 4, Src: v4, Dst: v4, Protocol: 200}, "ip.fragment answers_multicast"},
+			Protocol: packet.ProtoICMPv6, ICMPType: 128, Echo: true, EchoID: 5, EchoSeq: 6}, "ip.fragment icmp.related interface.in_port interface.out_port answers_multicast"},
+		"fragment": {meta, packet.Packet{Status: packet.Fragment, Version: 4, Src: v4, Dst: v4, Protocol: packet.ProtoTCP, FragmentOffset: 8}, "interface.in_port interface.out_port answers_multicast"},
+		"gre":      {meta, packet.Packet{Status: packet.OK, Version: 4, Src: v4, Dst: v4, Protocol: 47}, "ip.fragment interface.in_port interface.out_port answers_multicast"},
+		"unnamed":  {meta, packet.Packet{Status: packet.OK, Version: 4, Src: v4, Dst: v4, Protocol: 200}, "ip.fragment interface.in_port interface.out_port answers_multicast"},
 	}
 }
 

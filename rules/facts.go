@@ -21,6 +21,11 @@ type Facts struct {
 	// compares them; 0 if there is none.
 	InLink, OutLink uint32
 
+	// InPort, OutPort, InPortLink and OutPortLink are the same of the ports of a
+	// bridge that a packet goes through: Meta.PhysIn and Meta.PhysOut.
+	InPort, OutPort         string
+	InPortLink, OutPortLink uint32
+
 	// Related says that the packet is an ICMP error which passes unless the policy
 	// says otherwise: see the field icmp.related.
 	Related bool

@@ -129,7 +129,7 @@ func flowFacts(proto, src, dst string) (*Facts, error) {
 	}
 	p.Echo = p.IsICMP()
 	return &Facts{
-		Meta: &packet.Meta{HasUID: true, HasGID: true}, Packet: p, InInterface: "?", OutInterface: "?", Owner: AnyOwner(),
+		Meta: &packet.Meta{HasUID: true, HasGID: true}, Packet: p, InInterface: "?", OutInterface: "?", InPort: "?", OutPort: "?", Owner: AnyOwner(),
 	}, nil
 }
 

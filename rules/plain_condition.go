@@ -74,6 +74,8 @@ func conditions() []condition {
 		{key: "hook", says: "hook", paths: []string{"hook"}, always: true},
 		{key: "in-interface", says: "incoming interface", paths: []string{"interface.in"}, wild: true},
 		{key: "out-interface", says: "outgoing interface", paths: []string{"interface.out"}, wild: true},
+		{key: "in-bridge-port", says: "incoming port of a bridge", paths: []string{"interface.in_port"}, wild: true},
+		{key: "out-bridge-port", says: "outgoing port of a bridge", paths: []string{"interface.out_port"}, wild: true},
 		{key: "user", says: "user id", paths: []string{"uid"}},
 		{key: "group", says: "group id", paths: []string{"gid"}},
 		{key: "exe", says: "program", paths: []string{"process.exe"}, wild: true},
