@@ -260,21 +260,36 @@ func (w *Worker) lacks(reads *rules.FieldSet) (lacking process.Facts) {
 }
 
 // without replaces a decision that was made without facts that are pending, if it
-// may not be. It accepts nothing by the absence of a hash that is not known yet,
-// unless Config says so.
+// may not be. It accepts nothing by the absence of a hash that is not known yet, or
+// of one that the program will have the next time, unless Config says so.
 func (w *Worker) without(d *rules.Decision) *rules.Decision {
-	if w.lacking == 0 {
-		return d
+	why := ""
+	if w.lacking != 0 {
+		w.counts.Lacking++
 	}
-	w.counts.Lacking++
-	if w.lacking&process.FactHash != 0 && d.Action == packet.Accept && !w.engine.cfg.AcceptUnhashed {
-		*d = rules.Decision{Action: packet.Drop, Rule: RuleUnhashed, Reason: "the hash of the program is not known yet", Log: true, Reads: d.Reads}
+	switch {
+	case w.lacking&process.FactHash != 0:
+		why = "the hash of the program is not known yet"
+	case w.fresh(&d.Reads):
+		why = "the program has no hash: " + process.NoHashFresh
+	}
+	if why != "" && d.Action == packet.Accept && !w.engine.cfg.AcceptUnhashed {
+		*d = rules.Decision{Action: packet.Drop, Rule: RuleUnhashed, Reason: why, Log: true, Reads: d.Reads}
 	}
 	return d
 }
 
+// fresh returns whether a decision read the hash of a program that was written as it
+// was started. Any other reason to have none is one for the policy to judge: who can
+// bring it about can change a byte of the file as well.
+func (w *Worker) fresh(reads *rules.FieldSet) bool {
+	o := w.facts.Owner
+	return o != nil && o.Process != nil && o.Process.Exe.NoSHA256 == process.NoHashFresh && w.among(process.FactHash, reads) != 0
+}
+
 // RuleUnhashed is the rule of a Decision that takes the place of one which would
-// have accepted without a hash that is not known yet.
+// have accepted without a hash that is not known yet, or that the program has only
+// the next time.
 const RuleUnhashed = "unhashed"
 
 // factNames returns what to say of each set of facts that a decision did without.

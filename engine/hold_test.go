@@ -162,6 +162,22 @@ func holdAll(t *testing.T, room, ofProcess, ofUser, all int) {
 	}
 }
 
+// A program that was written as it was started has no hash, and is not accepted by
+// that; one that can have none for good is as the policy says.
+func TestWithoutAHash(t *testing.T) {
+	for why, want := range map[string]packet.Action{
+		process.NoHashFresh: packet.Drop, process.NoHashTooLarge: packet.Accept, process.NoHashFileSystem: packet.Accept,
+	} {
+		h := newHoldBench(t, 0, true)
+		h.owner = program(9, "/curl")
+		h.owner.Process.Exe.NoSHA256 = why
+		h.load(deciding(t, rules.Decision{Action: packet.Accept}, rules.HashPath))
+		if got := h.begin(1, client); got != want {
+			t.Errorf("%s: got %v, want %v", why, got, want)
+		}
+	}
+}
+
 // A policy that would accept because it does not know a hash yet does not.
 func TestUnhashedIsNotAccepted(t *testing.T) {
 	h := newHoldBench(t, process.FactHash, true)

@@ -114,9 +114,28 @@ type Exe struct {
 
 	Deleted bool   `json:"deleted"`          // Path does not lead to the file any more: it was deleted or replaced
 	SHA256  string `json:"sha256,omitempty"` // of the file that runs, in hex; empty if it is not known (yet)
-	// NoSHA256 says why there never will be one: too large, unreadable.
+	// NoSHA256 says why there never will be one: NoHash...
 	NoSHA256 string `json:"no_sha256,omitempty"`
+	// Changed is when the file was changed last before it was executed (ctime, Unix
+	// ns): what has another one by now is not what runs. 0 if nobody recorded it.
+	Changed int64 `json:"-"`
 }
+
+// Why there is no hash of the file that runs.
+const (
+	NoHashTooLarge   = "too large"
+	NoHashTooSlow    = "hashing took too long"
+	NoHashUnreadable = "unreadable"
+	// NoHashFresh: the file was changed so soon before it was executed that another
+	// change soon afterwards would not show. The next time it is executed there is one.
+	NoHashFresh = "changed in the moment in which it was started"
+	// NoHashChanged: it has been changed since.
+	NoHashChanged = "changed since it was started"
+	// NoHashFileSystem: who serves or mounted its file system can change files that run.
+	NoHashFileSystem = "its file system shows what others say"
+	// NoHashKernel: this kernel lets files be changed that run.
+	NoHashKernel = "this kernel lets programs that run be changed"
+)
 
 // Parent is one of the processes that another descends from.
 type Parent struct {

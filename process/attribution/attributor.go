@@ -285,7 +285,7 @@ func (a *Attributor) WantHash(o *process.Owner, pending process.Facts) bool {
 	if pending&process.FactFile != 0 {
 		return true // once it is known which file
 	}
-	if o.Process == nil || o.Process.PID == 0 || o.Process.Exe.Inode == 0 { // several hold the socket: a hash is made of what one process runs
+	if o.Process == nil || o.Process.PID == 0 || o.Process.Exe.Inode == 0 || o.Process.Exe.NoSHA256 != "" { // several hold the socket: a hash is made of what one process runs
 		return false
 	}
 	start := r.bootTime(o.Process.Start)

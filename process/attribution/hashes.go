@@ -15,10 +15,11 @@ type hashes struct {
 	answers[fileKey, hashed]
 }
 
-// fileKey is a file that a process runs: it can run another one later.
+// fileKey is a content that a process runs: it can run another one later.
 type fileKey struct {
 	process       processKey
 	inode, device uint64
+	changed       int64
 }
 
 // hashed is what came of hashing a program.
@@ -28,7 +29,7 @@ type hashed struct {
 }
 
 func fileOf(p *process.Process, start uint64) fileKey {
-	return fileKey{processKey{p.PID, start}, p.Exe.Inode, p.Exe.Device}
+	return fileKey{processKey{p.PID, start}, p.Exe.Inode, p.Exe.Device, p.Exe.Changed}
 }
 
 // askHash has a program hashed. If that is refused, as too many wait, it is asked for
@@ -82,14 +83,14 @@ func (h *hashing) tell(sum string, err error) {
 	switch {
 	case errors.Is(err, procfs.ErrTooLarge):
 		h.r.counts.tooLarge.Add(1)
-		why = "too large"
+		why = process.NoHashTooLarge
 	case errors.Is(err, procfs.ErrTooSlow):
 		h.r.counts.tooSlow.Add(1)
-		why = "hashing took too long"
-	case errors.Is(err, procfs.ErrWriting):
-		why = "changed while it was read"
+		why = process.NoHashTooSlow
+	case errors.Is(err, procfs.ErrWriting), errors.Is(err, procfs.ErrChanged):
+		why = process.NoHashChanged
 	case err != nil:
-		why = "unreadable"
+		why = process.NoHashUnreadable
 	}
 	if err != nil {
 		h.r.counts.unhashed.Add(1)

@@ -57,7 +57,13 @@ func dial(to string) error {
 // dialer starts such a program in the namespace and returns its socket.
 func dialer(t *testing.T, ns *lab.Namespace, to string) (cmd *exec.Cmd, local netip.AddrPort) {
 	t.Helper()
-	cmd = exec.Command(os.Args[0])
+	return dialing(t, ns, exec.Command(os.Args[0]), to)
+}
+
+// dialing is dialer with a command that runs the test binary.
+func dialing(t *testing.T, ns *lab.Namespace, run *exec.Cmd, to string) (cmd *exec.Cmd, local netip.AddrPort) {
+	t.Helper()
+	cmd = run
 	cmd.Env = append(os.Environ(), dialEnv+"="+to)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

@@ -34,7 +34,9 @@ func (r *Resolver) later(o *process.Owner, at subject) (l *process.Owner, whole 
 	}
 	i := r.images.peek(at.image)
 	if i != nil && !i.gaveUp {
-		p.Exe, p.Parents = i.exe, i.parents
+		exe := i.exe
+		exe.Changed, exe.NoSHA256 = p.Exe.Changed, p.Exe.NoSHA256
+		p.Exe, p.Parents = exe, i.parents
 	}
 	t := r.lines.peek(at.args)
 	if t != nil && !t.gaveUp && strings.HasPrefix(t.text, p.Cmdline) {

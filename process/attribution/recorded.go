@@ -54,6 +54,7 @@ type known struct {
 	start   uint64        // as the record has it, or /proc
 	pending process.Facts // that will be known later
 	args    programKey    // by which its arguments are asked for
+	tick    uint64        // record.Owner.Tick
 	execs   uint32        // present.execs
 	retry   int64         // present.retry
 	bare    bool          // nobody knows what it runs: it ran something else than now
@@ -128,7 +129,7 @@ func (a *Attributor) process(o *record.Owner) (p *process.Process, pending proce
 	a.subject = subject{image: programKey{name, o.ExecID}, args: programKey{name, o.ExecID}}
 	c, ok := a.images[k]
 	switch {
-	case ok:
+	case ok && (c.p.Exe.NoSHA256 != process.NoHashFresh || o.Tick <= c.tick):
 	case o.Start != 0 && a.r.rec.Process(o.PID, o.ExecID, &a.proc) && a.proc.Start == o.Start:
 		c = put(a.images, k, a.fromRecord(o))
 	case o.Start != 0 && a.r.rec.Running(o.PID, &a.proc) && a.proc.Start == o.Start:
@@ -166,11 +167,13 @@ func (a *Attributor) takeImage(c *known, k programKey, group uint32) process.Fac
 		return 0
 	}
 	c.pending &^= looked
-	if i.gaveUp || c.p.Exe == i.exe && slices.Equal(c.p.Parents, i.parents) {
+	exe := i.exe
+	exe.Changed, exe.NoSHA256 = c.p.Exe.Changed, c.p.Exe.NoSHA256
+	if i.gaveUp || c.p.Exe == exe && slices.Equal(c.p.Parents, i.parents) {
 		return 0
 	}
 	p := *c.p
-	p.Exe, p.Parents = i.exe, i.parents
+	p.Exe, p.Parents = exe, i.parents
 	c.p = &p
 	return 0
 }
@@ -289,7 +292,7 @@ func (a *Attributor) fromPresent(c known, answer *present, o *record.Owner) know
 // What the record cannot know is pending.
 func (a *Attributor) fromRecord(o *record.Owner) known {
 	r := &a.proc
-	c := known{start: r.Start, args: programKey{processKey{r.PID, r.Start}, o.ExecID}}
+	c := known{start: r.Start, tick: o.Tick, args: programKey{processKey{r.PID, r.Start}, o.ExecID}}
 	p := &process.Process{
 		PID: r.PID, Start: a.r.unixOf(r.Start), Comm: comm(&o.Comm),
 		Cmdline: process.Text([]byte(r.Args)), TTY: process.Text([]byte(r.TTY)),
@@ -297,6 +300,9 @@ func (a *Attributor) fromRecord(o *record.Owner) known {
 	c.p = p
 	p.Exe, c.pending = a.recordedExe(r)
 	if p.Exe.Inode != 0 {
+		p.Exe.Changed, p.Exe.NoSHA256 = r.Changed, a.r.contents.doubt(r, o.Tick)
+	}
+	if p.Exe.Inode != 0 && p.Exe.NoSHA256 == "" {
 		c.pending |= process.FactHash
 	}
 	if r.ArgsCut && !r.Exited {

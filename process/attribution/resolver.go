@@ -80,6 +80,7 @@ type Resolver struct {
 	cgroups  answers[uint64, process.Cgroup]
 	sockets  answers[uint32, found] // by inode
 	hashes   hashes
+	contents contents
 	lookers  *pool
 	hashers  *pool
 	looks    atomic.Uint64 // at processes that nobody recorded
@@ -131,6 +132,7 @@ func Open(cfg Config) (*Resolver, error) {
 		return nil, errors.Join(fmt.Errorf("look for owners of sockets: %w", err), r.fs.Close())
 	}
 	r.boot, r.hostMounts = r.fs.UnixOf(0), r.fs.HostMounts()
+	r.contents = openContents()
 	r.hashes.hasher = procfs.NewHasher(r.fs, procfs.HasherConfig{MaxSize: cfg.HashSize, Time: cfg.HashTime})
 	r.lookers = newPool(poolConfig{workers: 8, share: 2, hung: 64, limit: 250 * time.Millisecond})
 	r.hashers = newPool(poolConfig{workers: 2, share: 1, hung: 16, limit: 2 * time.Second})

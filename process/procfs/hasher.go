@@ -54,13 +54,14 @@ type Request struct {
 	// Path, an Exe.Path, is looked at if the process has ended or runs another file by now;
 	// empty, or not the bytes of a path (see process.Text), means only the process.
 	Path string
-	Exe  process.Exe // Inode and Device say which file
+	Exe  process.Exe // Inode and Device say which file; Changed, if it is not 0, with which content
 }
 
 // Why a file has no hash, beside ErrGone: neither process nor path leads to it any
 // more.
 var (
 	ErrWriting  = errors.New("changed while it was read")
+	ErrChanged  = errors.New("changed since it was started")
 	ErrTooLarge = errors.New("too large")
 	ErrTooSlow  = errors.New("took too long to read")
 )
@@ -92,25 +93,26 @@ func (h *Hasher) Lookup(key Key) (sha256 string, ok bool) {
 // Reading is a file that is being hashed, a piece at a time: so that many can be
 // read in turn. It is for one goroutine at a time.
 type Reading struct {
-	h      *Hasher
-	fd     int
-	key    Key
-	rested bool // before it was read it had been at rest
-	sum    hash.Hash
-	offset int64
-	spent  time.Duration
+	h       *Hasher
+	fd      int
+	key     Key
+	changed int64 // Ctime that the file must have; 0: any
+	rested  bool  // before it was read it had been at rest
+	sum     hash.Hash
+	offset  int64
+	spent   time.Duration
 }
 
 // Open begins to hash a file. sha256 is set, and there is nothing to read, if it is
-// known already. Errors: ErrGone, ErrTooLarge, or that the file cannot be opened.
+// known already. Errors: ErrGone, ErrChanged, ErrTooLarge, or that the file cannot be opened.
 // No part of a file that is too large is read.
 func (h *Hasher) Open(r Request) (reading *Reading, sha256 string, err error) {
 	fd, err := h.fs.openToRead(r)
 	if err != nil {
 		return nil, "", fmt.Errorf("hash executable of process %d: %w", r.PID, err)
 	}
-	reading = &Reading{h: h, fd: fd}
-	if reading.key, _, err = keyOf(fd, "", unix.AT_EMPTY_PATH); err == nil && reading.key.Size > h.cfg.MaxSize {
+	reading = &Reading{h: h, fd: fd, changed: r.Exe.Changed}
+	if err = reading.look(); err == nil && reading.key.Size > h.cfg.MaxSize {
 		err = fmt.Errorf("%d bytes, at most %d: %w", reading.key.Size, h.cfg.MaxSize, ErrTooLarge)
 	}
 	sum, known := h.Lookup(reading.key)
@@ -165,6 +167,14 @@ func (r *Reading) Read(buf []byte) (sha256 string, err error) {
 	return "", nil
 }
 
+// look notes which content the file has.
+func (r *Reading) look() (err error) {
+	if r.key, _, err = keyOf(r.fd, "", unix.AT_EMPTY_PATH); err == nil && r.changed != 0 && r.key.Ctime != r.changed {
+		err = ErrChanged
+	}
+	return err
+}
+
 // rest waits until the file can be read.
 func (r *Reading) rest() (err error) {
 	const rest = 100 * time.Millisecond // a jiffy is at most 10 ms
@@ -172,7 +182,7 @@ func (r *Reading) rest() (err error) {
 	age := time.Since(time.Unix(0, r.key.Ctime))
 	if age >= 0 && age < rest {
 		time.Sleep(rest - age)
-		if r.key, _, err = keyOf(r.fd, "", unix.AT_EMPTY_PATH); err != nil {
+		if err := r.look(); err != nil {
 			return err
 		}
 		age = time.Since(time.Unix(0, r.key.Ctime))

@@ -152,6 +152,8 @@ func (p *programs) write(c *code) {
 	c.stack(asm.R1, slotOwner+int16(unsafe.Offsetof(r.Comm)))
 	c.add(
 		asm.Mov.Imm(asm.R2, int32(len(r.Comm))), asm.FnGetCurrentComm.Call(),
+		asm.FnKtimeGetCoarseNs.Call(),
+		asm.StoreMem(asm.R10, slotOwner+int16(unsafe.Offsetof(r.Tick)), asm.R0, asm.DWord),
 		asm.FnKtimeGetNs.Call(),
 		asm.StoreMem(asm.R10, slotOwner+int16(unsafe.Offsetof(r.Stamp)), asm.R0, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R10, slotCookie, asm.DWord),

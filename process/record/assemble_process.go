@@ -154,7 +154,7 @@ func (p *programs) arguments(c *code) {
 	c.label(none)
 }
 
-// executable fills in inode and namespace of the file that runs. R7 is the file
+// executable fills in inode, state and namespace of the file that runs. R7 is the file
 // and becomes its dentry, R6 becomes its mount, R8 is the record, R9 is lost.
 func (p *programs) executable(c *code) {
 	var r processRecord
@@ -163,11 +163,28 @@ func (p *programs) executable(c *code) {
 	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Inode)), 8, asm.R6, o.inodeNumber)
 	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Nlink)), 4, asm.R6, o.inodeLinks)
 	p.device(c)
+	p.content(c)
 	c.follow(asm.R6, asm.R7, o.fileMount, slotTemp) // struct vfsmount within struct mount
 	c.add(asm.Sub.Imm(asm.R6, int32(o.mountBase)))
 	c.follow(asm.R7, asm.R7, o.fileDentry, slotTemp)
 	c.follow(asm.R9, asm.R6, o.mountNS, slotTemp)
 	c.probeTo(asm.R8, field(unsafe.Offsetof(r.MountNS)), 4, asm.R9, o.nsNumber)
+}
+
+// content fills in when the file was changed last, and in what file system. R6 is
+// the inode, R8 the record, R9 is lost.
+func (p *programs) content(c *code) {
+	var r processRecord
+	o := p.offsets
+	const word, long = 4, 8
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Changed)), long, asm.R6, o.inodeChanged)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.ChangedNanos)), word, asm.R6, o.inodeChangedNanos)
+	c.follow(asm.R9, asm.R6, o.inodeSuper, slotTemp)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.Granularity)), word, asm.R9, o.superGranularity)
+	c.follow(asm.R1, asm.R9, o.superMagic, slotTemp)
+	c.add(asm.StoreMem(asm.R8, field(unsafe.Offsetof(r.Magic)), asm.R1, asm.Word))
+	c.follow(asm.R9, asm.R9, o.superUserNS, slotTemp)
+	c.probeTo(asm.R8, field(unsafe.Offsetof(r.UserNS)), word, asm.R9, o.nsLevel)
 }
 
 // walk goes from a file up to the root of its mount namespace and notes the

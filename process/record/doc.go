@@ -99,8 +99,7 @@
 // # Needs
 //
 // CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (or CAP_SYS_ADMIN), cgroup version 2,
-// and CONFIG_CGROUP_BPF. Tried on Linux 6.18; the helpers are there from 5.9 on,
-// those of the list of holders from 5.11 on.
+// and CONFIG_CGROUP_BPF. Tried on Linux 6.18; the helpers are there from 5.11 on.
 // The hooks see the sockets of all network namespaces; ids are those of the
 // initial pid and user namespace. The default maps take about 65 MB of kernel
 // memory, and 1 kB for each process and 200 bytes for each open socket.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,6 +62,13 @@ func isFile(t *testing.T, p record.Process, path string) {
 	}
 	if p.Inode != st.Ino || p.Device != st.Dev {
 		t.Errorf("got inode %d on %x, want %d on %x", p.Inode, p.Device, st.Ino, st.Dev)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		t.Fatal(err)
+	}
+	if p.Changed != st.Ctim.Nano() || p.FileSystem != uint32(fs.Type) || p.UserMount || p.Granularity <= 0 || p.Granularity > time.Second {
+		t.Errorf("got %+v, want it changed at %d, on a file system of type %x", p, st.Ctim.Nano(), fs.Type)
 	}
 }
 

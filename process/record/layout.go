@@ -15,7 +15,7 @@ import (
 
 // layout is the version of the records below. It is part of the maps' names: a
 // successor with other records makes maps of its own.
-const layout = "7"
+const layout = "9"
 
 // flowKey is the key of the flows map: packet.Key with ports in network byte
 // order, and where the packet came from.
@@ -61,6 +61,7 @@ const flowWindow = 10 * time.Second
 type ownerRecord struct {
 	Cookie   uint64
 	Stamp    uint64 // CLOCK_MONOTONIC when it became the owner; never 0
+	Tick     uint64 // and CLOCK_MONOTONIC_COARSE; 0 if that is not known
 	PID, UID uint32
 	CgroupID uint64
 	NetNS    uint64
@@ -108,6 +109,11 @@ type processRecord struct {
 	ParentExecID   uint64
 	Exec           uint64
 	Inode          uint64
+	Changed        int64  // seconds of inode.i_ctime
+	ChangedNanos   uint32 // and nanoseconds, with changedRead
+	Granularity    uint32 // of times in the file system, ns
+	Magic          uint32 // super_block.s_magic
+	UserNS         uint32 // level of the user namespace that the file system was mounted in
 	Device         uint32 // dev_t as the kernel keeps it; 0 if it is not known
 	MountNS        uint32
 	Nlink          uint32
@@ -120,6 +126,12 @@ type processRecord struct {
 	Path           [pathSize]byte // components, innermost first, each ended by 0
 	Check          uint64         // PID ^ Start ^ ExecID
 }
+
+// changedRead in ChangedNanos: somebody has asked for the time since the file was
+// changed, so the next change gets another one, however soon it comes.
+//
+// Source: I_CTIME_QUERIED, include/linux/fs.h (Linux 6.13).
+const changedRead = 1 << 31
 
 const (
 	processExited   = 1 << iota
@@ -220,7 +232,7 @@ func (r *ownerRecord) decode(cookie uint64, o *Owner) bool {
 	*o = Owner{
 		Cookie: r.Cookie, PID: r.PID, TID: r.TID, UID: r.UID, GID: r.GID,
 		CgroupID: r.CgroupID, NetNS: r.NetNS, Start: r.Start, ExecID: r.ExecID,
-		Comm: r.Comm, Hook: Hook(r.Hook), Seeded: r.Flags&ownerSeeded != 0,
+		Comm: r.Comm, Hook: Hook(r.Hook), Tick: r.Tick, Seeded: r.Flags&ownerSeeded != 0,
 		Tunnel: r.Flags&ownerTunnel != 0, Unclear: r.Flags&ownerUnclear != 0,
 	}
 	return true
@@ -247,6 +259,8 @@ func (r *processRecord) decode(k processKey, p *Process) bool {
 		PID: r.PID, ParentPID: r.ParentPID,
 		Start: r.Start, ParentStart: r.ParentStart, Exec: r.Exec, ExecID: r.ExecID, ParentExecID: r.ParentExecID,
 		Inode: r.Inode, Device: device(r.Device), MountNS: r.MountNS,
+		Changed: r.Changed*int64(time.Second) + int64(r.ChangedNanos&^changedRead), ChangedRead: r.ChangedNanos&changedRead != 0,
+		Granularity: time.Duration(r.Granularity), FileSystem: r.Magic, UserMount: r.UserNS != 0,
 		Nlink0:  r.Inode != 0 && r.Nlink == 0,
 		PathCut: r.Flags&processPathCut != 0, ArgsCut: r.Flags&processArgsCut != 0,
 		Exited: r.Flags&processExited != 0,

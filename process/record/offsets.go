@@ -17,6 +17,7 @@ type offsets struct {
 	mmExe, mmArgStart, mmArgEnd                                             int16
 	fileInode, fileDentry, fileMount                                        int16
 	inodeNumber, inodeSuper, inodeLinks, superDevice, superMagic            int16
+	inodeChanged, inodeChangedNanos, superGranularity, superUserNS, nsLevel int16
 	dentryParent, dentryName                                                int16
 	mountParent, mountPoint, mountNS, mountBase, mountRoot                  int16
 	nsNumber                                                                int16
@@ -104,6 +105,10 @@ func (f *fields) file(o *offsets) {
 	o.inodeLinks = f.at("inode", 4, "i_nlink")
 	o.superDevice = f.at("super_block", 4, "s_dev")
 	o.superMagic = f.at("super_block", 8, "s_magic")
+	o.superGranularity = f.at("super_block", 4, "s_time_gran")
+	o.superUserNS = f.at("super_block", 8, "s_user_ns")
+	o.nsLevel = f.at("user_namespace", 4, "level")
+	o.inodeChanged, o.inodeChangedNanos = f.changed()
 	o.dentryParent = f.at("dentry", 8, "d_parent")
 	o.dentryName = f.at("dentry", 8, "d_name", "name")
 	o.mountParent = f.at("mount", 8, "mnt_parent")
@@ -112,6 +117,23 @@ func (f *fields) file(o *offsets) {
 	o.mountBase = f.at("mount", -1, "mnt")
 	o.mountRoot = f.at("mount", 8, "mnt", "mnt_root")
 	o.nsNumber = f.at("mnt_namespace", 4, "ns", "inum")
+}
+
+// changed returns where the time of the last change of a file is: one field before
+// Linux 6.11, under two names.
+func (f *fields) changed() (seconds, nanos int16) {
+	for _, name := range []string{"i_ctime", "__i_ctime"} {
+		in := &fields{spec: f.spec, err: f.err}
+		seconds = in.at("inode", 8, name, "tv_sec")
+		nanos = in.at("inode", 8, name, "tv_nsec")
+		if in.err == nil {
+			if nativeBig() {
+				nanos += 4
+			}
+			return seconds, nanos
+		}
+	}
+	return f.at("inode", 8, "i_ctime_sec"), f.at("inode", 4, "i_ctime_nsec")
 }
 
 func (f *fields) sock(o *offsets) {

@@ -1,6 +1,9 @@
 package record
 
-import "strconv"
+import (
+	"strconv"
+	"time"
+)
 
 // Flow is what is known of the packets of one tuple.
 type Flow struct {
@@ -46,7 +49,10 @@ type Owner struct {
 	ExecID uint64
 	Comm   [16]byte // name of the thread, ended by 0; never proof of anything
 	Hook   Hook     // the operation that made this the owner
-	Seeded bool     // told by Seed
+	// Tick is what CLOCK_MONOTONIC_COARSE was at the operation, in nanoseconds: the clock
+	// by which files are changed. 0 if that is not known.
+	Tick   uint64
+	Seeded bool // told by Seed
 	// Tunnel: by this socket a tunnel of the kernel receives. Unclear: the kernel made
 	// it, and whose it is nobody can tell. Nothing but Cookie is valid then.
 	Tunnel, Unclear bool
@@ -68,6 +74,17 @@ type Process struct {
 	// st_dev of stat(2) encodes it, and 0 if it is not known. Inode is 0 if there is
 	// none, as for threads of the kernel.
 	Inode, Device uint64
+	// Changed is when the file was changed last (ctime), in Unix nanoseconds, as it
+	// was when the program was started. While it runs the file cannot change; a change
+	// after that gets at least the time Owner.Tick, rounded down to Granularity, and
+	// another one for certain if ChangedRead.
+	Changed     int64
+	ChangedRead bool
+	Granularity time.Duration
+	// FileSystem is its type as statfs(2) has it. UserMount: a user has mounted it,
+	// in a user namespace.
+	FileSystem uint32
+	UserMount  bool
 	// MountNS is the inode of the mount namespace that Path is of; 0 if the file is
 	// in none (memfd, file system unmounted since).
 	MountNS uint32
