@@ -1,7 +1,6 @@
 package record_test
 
 import (
-	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -95,6 +94,6 @@ func TestLabSubflowsEnd(t *testing.T) {
 	}
 	after := 0
 	if !lab.Poll(settle, func() bool { after = r.Owners(); return after < before+sockets/2 }) {
-		t.Error(fmt.Sprintf("%d records before %d sockets came and went, %d after", before, sockets, after))
+		t.Errorf("%d records before %d sockets came and went, %d after", before, sockets, after)
 	}
 }
