@@ -21,6 +21,10 @@ type EncoderConfig struct {
 // Keys that Suricata also writes mean what they mean there. What Suricata has
 // no key for stands below "verdictd". Keys without a value are left out.
 //
+// A record about a packet has at most MaxRecord bytes: texts that a process, a user
+// or a policy chose are cut, at a character, and named in the key cut beside them.
+// The policy sees them whole.
+//
 //	| key | in | meaning |
 //	|---|---|---|
 //	| timestamp | all | time of the event, UTC, microseconds |
@@ -57,10 +61,12 @@ type EncoderConfig struct {
 //	| verdictd.status, .detail | packets | fragment, malformed or not_ip (ok is left out); what is malformed, or the policy's error |
 //	| verdictd.mark, .uid, .gid | packets | packet mark, if not 0; owner of the sending socket |
 //	| verdictd.process | verdict, drop, flow | owner of the local socket, with the keys of input.process; parents is an array; in flow the one that was judged |
+//	| verdictd.process.cut | verdict, drop, flow | which texts of the owner are only the beginning: ["exe", "cmdline", "parents.1.exe"]; also below the next two |
 //	| verdictd.process_before | verdict, drop | who owned it when the flow was judged before, if that is another one |
 //	| verdictd.process_at_end | flow | who owned it at the end, if that is another one |
 //	| verdictd.offloaded | flow | true if the kernel let later packets pass by: the counters lack them |
 //	| verdictd.rule, .message | verdict, drop, flow | the rule that decided, and the free text of its author |
+//	| verdictd.cut | packets | which of rule, message and detail are only the beginning |
 //	| verdictd.reason | verdict, drop, flow | why: policy, established, related, malformed, policy_error … |
 //	| verdictd.set_mark | verdict, drop | mark that the rule sets |
 //	| verdictd.policy.generation, .sha256 | verdict, drop, flow | the policy |

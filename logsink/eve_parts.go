@@ -208,6 +208,7 @@ func flowState(e *Event) string {
 
 // appendOwn appends the members of verdictd in a record about packets.
 func (x *Encoder) appendOwn(b []byte, e *Event) []byte {
+	var c cuts
 	switch e.Kind {
 	case FlowDecision, FlowRepeat:
 		b = number(b, "queue", uint64(e.Queue))
@@ -222,7 +223,7 @@ func (x *Encoder) appendOwn(b []byte, e *Event) []byte {
 	if e.Status != packet.OK {
 		b = text(b, "status", e.Status.String())
 	}
-	b = nonempty(b, "detail", e.Text)
+	b = c.text(b, "detail", "detail", e.Text, maxAside)
 	b = nonzero(b, "mark", uint64(e.Mark))
 	if e.HasUID {
 		b = number(b, "uid", uint64(e.UID))
@@ -244,20 +245,20 @@ func (x *Encoder) appendOwn(b []byte, e *Event) []byte {
 		b = boolean(b, "offloaded", true)
 	}
 	if e.Kind != NFLog {
-		b = appendDecision(b, e)
+		b = appendDecision(b, e, &c)
 	}
 	if e.Kind == NFLog || e.Kind <= FlowRepeat && e.Action == packet.Accept {
 		b = append(key(b, "header"), '{')
 		b = append(appendHeader(b, e), '}')
 	}
-	return b
+	return c.append(b)
 }
 
 // appendDecision appends why the verdict is what it is.
-func appendDecision(b []byte, e *Event) []byte {
+func appendDecision(b []byte, e *Event, c *cuts) []byte {
 	if d := e.Decision; d != nil {
-		b = nonempty(b, "rule", d.Rule)
-		b = nonempty(b, "message", d.Reason)
+		b = c.text(b, "rule", "rule", d.Rule, maxRule)
+		b = c.text(b, "message", "message", d.Reason, maxAside)
 		if d.SetMark {
 			b = number(b, "set_mark", uint64(d.Mark))
 		}

@@ -33,12 +33,13 @@ func (x *Encoder) appendOwner(b []byte, name string, o *process.Owner) []byte {
 }
 
 // encodeOwner appends an owner as JSON. Its keys are those of input.process, but
-// that parents is an array.
+// that parents is an array. Texts are cut at the bounds of a record.
 func encodeOwner(b []byte, o *process.Owner) []byte {
+	begin, c := len(b), cuts{}
 	b = append(b, '{')
 	b = text(b, "source", o.Source.String())
 	if o.Process != nil {
-		b = appendProcess(b, o.Process)
+		b = appendProcess(b, o.Process, &c)
 	}
 	if o.HasUID {
 		b = number(b, "uid", uint64(o.UID))
@@ -46,21 +47,24 @@ func encodeOwner(b []byte, o *process.Owner) []byte {
 	if o.HasGID {
 		b = number(b, "gid", uint64(o.GID))
 	}
-	b = nonempty(b, "user", o.User)
-	return append(appendCgroup(b, &o.Cgroup), '}')
+	b = c.text(b, "user", "user", o.User, maxShort)
+	b = appendCgroup(b, &o.Cgroup, &c)
+	if p := o.Process; p != nil {
+		b = c.text(b, "cmdline", "cmdline", p.Cmdline, max(begin+maxOwner-len(b), minCmdline))
+	}
+	return append(c.append(b), '}')
 }
 
-func appendProcess(b []byte, p *process.Process) []byte {
+func appendProcess(b []byte, p *process.Process, c *cuts) []byte {
 	b = nonzero(b, "pid", uint64(p.PID))
 	b = nonzero(b, "start", uint64(max(p.Start, 0))/uint64(time.Second))
-	b = nonempty(b, "comm", p.Comm)
-	b = nonempty(b, "cmdline", p.Cmdline)
-	b = nonempty(b, "tty", p.TTY)
+	b = c.text(b, "comm", "comm", p.Comm, maxShort)
+	b = c.text(b, "tty", "tty", p.TTY, maxShort)
 	e := &p.Exe
-	b = nonempty(b, "exe", e.Path)
-	b = nonempty(b, "exe_inside", e.Inside)
-	b = nonempty(b, "exe_sha256", e.SHA256)
-	b = nonempty(b, "exe_no_sha256", e.NoSHA256)
+	b = c.text(b, "exe", "exe", e.Path, maxExe)
+	b = c.text(b, "exe_inside", "exe_inside", e.Inside, maxExe)
+	b = c.text(b, "exe_sha256", "exe_sha256", e.SHA256, maxShort)
+	b = c.text(b, "exe_no_sha256", "exe_no_sha256", e.NoSHA256, maxShort)
 	if e.Inode != 0 {
 		b = number(b, "exe_inode", e.Inode)
 		b = number(b, "exe_device", e.Device)
@@ -72,29 +76,30 @@ func appendProcess(b []byte, p *process.Process) []byte {
 		return b
 	}
 	b = append(key(b, "parents"), '[')
-	for i := range p.Parents {
+	for i := range p.Parents[:min(len(p.Parents), process.MaxParents)] {
 		if i > 0 {
 			b = append(b, ',')
 		}
 		b = nonzero(append(b, '{'), "pid", uint64(p.Parents[i].PID))
-		b = nonempty(b, "exe", p.Parents[i].Exe)
-		b = append(nonempty(b, "comm", p.Parents[i].Comm), '}')
+		b, c.parents[i].exe = bounded(b, "exe", p.Parents[i].Exe, maxAncestor)
+		b, c.parents[i].comm = bounded(b, "comm", p.Parents[i].Comm, maxShort)
+		b = append(b, '}')
 	}
 	return append(b, ']')
 }
 
-func appendCgroup(b []byte, c *process.Cgroup) []byte {
-	b = nonempty(b, "cgroup", c.Path)
-	b = nonempty(b, "unit", c.Unit)
-	b = nonempty(b, "user_unit", c.UserUnit)
-	b = nonempty(b, "slice", c.Slice)
-	if c.ContainerID == "" && c.Runtime == "" && c.PodUID == "" {
+func appendCgroup(b []byte, g *process.Cgroup, c *cuts) []byte {
+	b = c.text(b, "cgroup", "cgroup", g.Path, maxGroup)
+	b = c.text(b, "unit", "unit", g.Unit, maxName)
+	b = c.text(b, "user_unit", "user_unit", g.UserUnit, maxName)
+	b = c.text(b, "slice", "slice", g.Slice, maxName)
+	if g.ContainerID == "" && g.Runtime == "" && g.PodUID == "" {
 		return b
 	}
 	b = append(key(b, "container"), '{')
-	b = nonempty(b, "id", c.ContainerID)
-	b = nonempty(b, "runtime", c.Runtime)
-	return append(nonempty(b, "pod", c.PodUID), '}')
+	b = c.text(b, "id", "container.id", g.ContainerID, maxName)
+	b = c.text(b, "runtime", "container.runtime", g.Runtime, maxShort)
+	return append(c.text(b, "pod", "container.pod", g.PodUID, maxShort), '}')
 }
 
 // ownerLine has the keys of encodeOwner.
@@ -125,6 +130,7 @@ type ownerLine struct {
 		Pod     string `json:"pod"`
 	} `json:"container"`
 	Parents []parentLine `json:"parents"`
+	Cut     []string     `json:"cut"`
 }
 
 type parentLine struct {
@@ -171,11 +177,11 @@ func prettyOwner(b []byte, e *Event) []byte {
 	if p := o.Process; p != nil {
 		switch {
 		case p.Exe.Path != "":
-			b = pair(b, "exe", p.Exe.Path)
+			b = word(b, "exe", p.Exe.Path)
 		case p.Exe.Inside != "": // which proves nothing
-			b = pair(b, "exe_inside", p.Exe.Inside)
+			b = word(b, "exe_inside", p.Exe.Inside)
 		default:
-			b = pair(b, "comm", p.Comm)
+			b = word(b, "comm", p.Comm)
 		}
 		if p.PID != 0 {
 			b = count(b, "pid", uint64(p.PID))
@@ -183,5 +189,5 @@ func prettyOwner(b []byte, e *Event) []byte {
 	} else if o.Source == process.Kernel && e.Hook != packet.Input {
 		b = pair(b, "from", "kernel")
 	}
-	return pair(pair(b, "unit", o.Cgroup.Unit), "container", o.Cgroup.ContainerID)
+	return word(word(b, "unit", o.Cgroup.Unit), "container", o.Cgroup.ContainerID)
 }

@@ -16,7 +16,8 @@ import (
 //
 // Times are UTC. What is not one plain word of ASCII is quoted (terminal.Word), so
 // that what a packet, a process or a rule says cannot write to the terminal or
-// look like another field. With colour, the verdict is coloured by ANSI sequences.
+// look like another field. A value that is only the beginning has another name,
+// exe_cut instead of exe; a line about a packet has at most MaxPretty bytes. With colour, the verdict is coloured by ANSI sequences.
 func AppendPretty(b []byte, e *Event, colour bool) []byte {
 	b = append(clock(b, time.Unix(0, e.Time).UTC()), ' ')
 	what, code := prettyWord(e)
@@ -31,21 +32,21 @@ func AppendPretty(b []byte, e *Event, colour bool) []byte {
 		return append(prettyAdmin(b, e), '\n')
 	}
 	b = prettyTuple(b, e)
-	b = pair(b, "in", e.In)
-	b = pair(b, "out", e.Out)
-	b = pair(b, "prefix", e.NFLogLabel)
+	b = word(b, "in", e.In)
+	b = word(b, "out", e.Out)
+	b = word(b, "prefix", e.NFLogLabel)
 	if d := e.Decision; d != nil {
-		b = pair(b, "rule", d.Rule)
-		b = pair(b, "message", d.Reason)
+		b = word(b, "rule", d.Rule)
+		b = word(b, "message", d.Reason)
 		if e.Monitor && d.Action != packet.Accept {
-			b = pair(b, "would", d.Action.String())
+			b = word(b, "would", d.Action.String())
 		}
 	}
-	b = pair(b, "reason", e.Reason)
+	b = word(b, "reason", e.Reason)
 	if e.Status != packet.OK {
-		b = pair(b, "status", e.Status.String())
+		b = word(b, "status", e.Status.String())
 	}
-	b = pair(b, "detail", e.Text)
+	b = word(b, "detail", e.Text)
 	if e.HasUID {
 		b = count(b, "uid", uint64(e.UID))
 	}

@@ -101,6 +101,9 @@ func (r *Record) prettyPairs(words []string) map[string]string {
 		}
 	}
 	r.Rule, r.Message = said["rule"], said["message"]
+	if begin, cut := said["rule_cut"]; cut {
+		r.Rule, r.RuleCut = begin, true
+	}
 	if r.EventType != "flow" {
 		r.Cause = said["reason"]
 	}

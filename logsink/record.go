@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ type Record struct {
 	Message   string        // the policy's reason
 	Cause     string        // policy, established, related, malformed, policy_error ...; empty if the record has none
 	Policy    string        // SHA-256, hex; may be empty
+	RuleCut   bool          // Rule is only the beginning of its name
 	LatencyNS int64         // 0 if not known
 	NoHash    string        // why the program has no hash; may be empty
 }
@@ -77,6 +79,8 @@ type ownLine struct {
 	Would   string  `json:"would"`
 	Latency int64   `json:"latency_ns"`
 	Header  *header `json:"header"`
+
+	Cut []string `json:"cut"`
 }
 
 // header has the keys of appendHeader.
@@ -125,6 +129,7 @@ func ParseRecord(text []byte) (*Record, error) {
 	r := &Record{
 		EventType: l.EventType, Input: rules.InputOf(f), Action: l.action(), Rule: l.Own.Rule, Message: l.Own.Message,
 		Cause: l.Own.Reason, Policy: l.Own.Policy.SHA256, LatencyNS: l.Own.Latency,
+		RuleCut: slices.Contains(l.Own.Cut, "rule"),
 	}
 	if p := f.Owner.Process; p != nil {
 		r.NoHash = p.Exe.NoSHA256
@@ -288,7 +293,7 @@ func (l *line) carries(path string) bool {
 	}
 	switch group {
 	case "process":
-		return l.Own.Process != nil
+		return l.Own.Process != nil && !slices.Contains(l.Own.Process.Cut, strings.TrimPrefix(path, "process."))
 	case "tcp":
 		return l.header() != nil
 	case "icmp":

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -143,7 +144,7 @@ func compare(r *logsink.Record, x *policy.Explanation) *recordReport {
 		return out
 	}
 	out.Compared = true
-	out.Same = x.Decision.Error == "" && x.Decision.Rule == r.Rule && sameAction(r, x.Decision.Action())
+	out.Same = x.Decision.Error == "" && sameRule(r, x.Decision.Rule) && sameAction(r, x.Decision.Action())
 	unknown := ""
 	for _, f := range x.Facts {
 		if f.State == "unknown" {
@@ -152,6 +153,11 @@ func compare(r *logsink.Record, x *policy.Explanation) *recordReport {
 	}
 	out.Says = out.words(fmt.Sprintf("%s by rule %s", out.Verdict, out.Rule), unknown)
 	return out
+}
+
+// sameRule returns whether the record says rule, as far as it says any.
+func sameRule(r *logsink.Record, rule string) bool {
+	return rule == r.Rule || r.RuleCut && strings.HasPrefix(rule, r.Rule)
 }
 
 // sameAction returns whether the record says action. A flow's end does not
