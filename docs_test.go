@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/verdictd/verdictd/rules"
 )
 
 // defaultTests is the package whose tests a table names without saying so.
@@ -61,6 +63,36 @@ func TestDocuments(t *testing.T) {
 		t.Error("no table has a column test")
 	}
 }
+
+// TestFactsHaveChoosers: SECURITY.md says of every fact that a policy can read who
+// can choose it.
+func TestFactsHaveChoosers(t *testing.T) {
+	text, err := os.ReadFile("SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, _ := tablesOf(text)
+	said := map[string]bool{}
+	for _, table := range tables {
+		if !slices.Equal(table.head, []string{"fact", "who can choose it", "test"}) {
+			continue
+		}
+		for _, row := range table.rows {
+			for _, name := range quotedName.FindAllStringSubmatch(row[0]+row[1], -1) {
+				said[name[1]] = true
+			}
+		}
+	}
+	for _, f := range rules.Fields() {
+		name := strings.TrimPrefix(f.Path, "process.")
+		group, _, _ := strings.Cut(name, ".")
+		if !said[name] && !said[group] && !said[group+".*"] {
+			t.Errorf("SECURITY.md does not say who can choose %s", f.Path)
+		}
+	}
+}
+
+var quotedName = regexp.MustCompile("`([a-z_0-9.*]+)`")
 
 // checkNamed reports a test that a document names and that does not exist: n is
 // what namedTest found.
