@@ -68,7 +68,7 @@ func TestReads(t *testing.T) {
 		{"absent object", `input.udp`, []string{"udp.src_port", "udp.dst_port", "udp.length"}},
 		{"present object", `input.tcp`, []string{"tcp.src_port"}},
 		{"stops at the first that fails", "input.dst_port == 1\n\tinput.ip.src == \"10.0.0.1\"", []string{"dst_port"}},
-		{"object that escapes", `count(input.interface) > 5`, []string{"interface.in", "interface.out"}},
+		{"object that escapes", `count(input.interface) > 5`, []string{"interface.in", "interface.out", "interface.in_port", "interface.out_port"}},
 		{"function", `object.get(input, ["ip", "ttl"], 0) == 5`, names(allFields())},
 		{"constant rule", `data.verdictd.no`, nil},
 	}
