@@ -18,7 +18,7 @@ import (
 // about 1 KiB. MaxPretty is that of a line for people.
 const (
 	MaxRecord = 16 << 10
-	MaxPretty = 16 << 10
+	MaxPretty = 8 << 10
 )
 
 // Bounds of the texts in a record.
