@@ -184,6 +184,10 @@ func TestBudget(t *testing.T) {
 	tests := map[string]string{
 		"comprehension": "verdict := \"drop\" if count([1 | some a in data.n; some b in data.n; some c in data.n; a + b == c]) > input.mark",
 		"arrays":        "verdict := \"drop\" if count([[i, j] | some i, _ in data.n; some j, _ in data.n; i >= input.mark]) > 3",
+		"sets":          "verdict := \"drop\" if count({[i, j] | some i, _ in data.n; some j, _ in data.n; i >= input.mark}) > 3",
+		"set of floats": "verdict := \"drop\" if count({x | some i, _ in data.n; some j, _ in data.n; i >= input.mark; x := ((i * 3000) + j) / 10000000}) > 3",
+		"partial set":   "pairs contains [i, j] if { some i, _ in data.n; some j, _ in data.n; i >= input.mark }\n\nverdict := \"drop\" if count(pairs) > 3",
+		"folded":        "verdict := \"drop\" if count({[i, j] | some i, _ in data.n; some j, _ in data.n}) > input.mark",
 		"objects":       "verdict := \"drop\" if count({[i, j]: i | some i, _ in data.n; some j, _ in data.n; i >= input.mark}) > 3",
 		"range":         "verdict := \"drop\" if count(numbers.range(0, 1000000000 + input.mark)) > 3",
 	}

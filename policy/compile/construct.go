@@ -107,12 +107,14 @@ func (g *gen) setAdd(s *ir.SetAddStmt, e *env) op {
 	}
 	get, i := g.element(s.Value, v, e), g.place(s.Set)
 	return func(m *machine) ctl {
-		if !m.step(insertSteps) {
+		set, ok := m.frame[i].(ast.Set)
+		if !ok {
+			return next
+		}
+		if !m.insert(set.Len()) {
 			return m.spent()
 		}
-		if set, ok := m.frame[i].(ast.Set); ok {
-			set.Add(ast.NewTerm(get(m)))
-		}
+		set.Add(ast.NewTerm(get(m)))
 		return next
 	}
 }
@@ -152,12 +154,12 @@ func (g *gen) objectInsert(s *ir.ObjectInsertStmt, e *env) op {
 	key, val, i := g.element(s.Key, k, e), g.element(s.Value, v, e), g.place(s.Object)
 	literal := e.locals[s.Object].literal
 	return func(m *machine) ctl {
-		if !m.step(insertSteps) {
-			return m.spent()
-		}
 		obj, ok := m.frame[i].(ast.Object)
 		if !ok {
 			return next
+		}
+		if !m.insert(obj.Len()) {
+			return m.spent()
 		}
 		k := ast.NewTerm(key(m))
 		if literal && obj.Get(k) != nil {
@@ -174,12 +176,12 @@ func (g *gen) objectInsertOnce(s *ir.ObjectInsertOnceStmt, e *env) op {
 	delete(e.locals, s.Object)
 	i := g.need(s.Object)
 	return func(m *machine) ctl {
-		if !m.step(insertSteps) {
-			return m.spent()
-		}
 		obj, ok := m.frame[i].(ast.Object)
 		if !ok {
 			return next
+		}
+		if !m.insert(obj.Len()) {
+			return m.spent()
 		}
 		k, v := ast.NewTerm(key(m)), ast.NewTerm(val(m))
 		switch old := obj.Get(k); {

@@ -50,7 +50,9 @@
 // # Bounds
 //
 // Every body, turn of a loop, call and builtin counts steps; a decision that
-// takes more than its budget fails with ErrBudget. Lowering bounds the copies
+// takes more than its budget fails with ErrBudget. What is put into large sets and
+// objects takes time by how their hashes collide, so there the clock counts too: as
+// much time as the budget's steps stand for. Lowering bounds the copies
 // it makes; caches of a machine are bounded and belong to it. Rego has no
 // recursion, so neither the stack nor the number of functions grows.
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/metrics"
@@ -16,6 +17,12 @@ import (
 
 // ErrBudget says that an evaluation took more steps than a decision may.
 var ErrBudget = errors.New("step budget of the decision is used up: the policy scans too much data; test cheap conditions first, or look data up by key")
+
+// stepTime is the time that a step stands for.
+const stepTime = time.Millisecond / DefaultBudget
+
+// crowd is the size from which a collection is large.
+const crowd = 256
 
 // errNotConstant stops a trial run that reads a field of the facts or calls a
 // nondeterministic builtin.
@@ -66,6 +73,8 @@ type machine struct {
 	kept      ast.Value
 	decisions map[decisionKey]rules.Decision
 	steps     int
+	limit     time.Duration // that steps stand for
+	crowded   time.Time     // when the first large collection was added to; zero: none was
 	err       error
 	results   []ast.Value
 
@@ -121,6 +130,7 @@ func (m *machine) begin(f *rules.Facts, n sizes, steps int) {
 	m.loaded, m.present = rules.FieldSet{}, rules.FieldSet{}
 	m.frame, m.top, m.ret = nil, 0, nil
 	m.steps, m.err = steps, nil
+	m.limit, m.crowded = time.Duration(steps)*stepTime, time.Time{}
 	m.results = m.results[:0]
 	if len(m.memo) < n.memos {
 		m.memo, m.gen = make([]memo, n.memos), 0
@@ -208,6 +218,24 @@ func (m *machine) fieldValue(i int) ast.Value {
 // step counts n steps and returns whether the evaluation may go on.
 func (m *machine) step(n int) bool {
 	m.steps -= n
+	return m.steps >= 0
+}
+
+// insert counts an element that is put into a collection of n, and returns whether
+// the evaluation may go on. In a set or object of package ast, elements of one hash
+// stand in a row, and those of [i, j] are i + j: how long an insertion takes is known
+// to the clock alone, which is asked where there are many.
+func (m *machine) insert(n int) bool {
+	if !m.step(insertSteps) || n < crowd {
+		return m.steps >= 0
+	}
+	now := time.Now()
+	if m.crowded.IsZero() {
+		m.crowded = now
+	}
+	if now.Sub(m.crowded) > m.limit {
+		m.steps = -1
+	}
 	return m.steps >= 0
 }
 
