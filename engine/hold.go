@@ -246,8 +246,8 @@ func (h *holding) await(p *held) {
 	h.awaits.Store(true)
 }
 
-// lacks returns which facts that a decision read are pending, and asks for the hash
-// if it is one of them.
+// lacks returns which facts that a decision read are pending, and has them looked up
+// at once.
 func (w *Worker) lacks(reads *rules.FieldSet) (lacking process.Facts) {
 	if w.pending == 0 || w.facts.Owner == nil {
 		return 0
@@ -255,6 +255,9 @@ func (w *Worker) lacks(reads *rules.FieldSet) (lacking process.Facts) {
 	lacking = w.among(w.pending, reads) &^ process.FactRefused
 	if lacking&process.FactHash != 0 && !w.attributor.WantHash(w.facts.Owner, w.pending) {
 		lacking &^= process.FactHash
+	}
+	if lacking != 0 {
+		w.attributor.Hurry()
 	}
 	return lacking
 }

@@ -34,6 +34,10 @@ type Attributor interface {
 	// does not wait. It is called once, before packets are judged.
 	Notify(wake func())
 
+	// Hurry says that a decision lacks facts that are pending, which else may be looked
+	// up together with those of others. It does not wait.
+	Hurry()
+
 	// WantHash asks for the SHA-256 of the owner's program, which a policy read
 	// and which is pending, and returns false if it will not be known. It does not
 	// wait: Owner gives it when it is there.

@@ -38,6 +38,8 @@ func (r *registry) Changes(k *packet.Key) uint32 {
 	return r.changes
 }
 
+func (r *registry) Hurry() {}
+
 func (r *registry) WantHash(o *process.Owner, _ process.Facts) bool {
 	r.hashes = append(r.hashes, o.Process.PID)
 	return true

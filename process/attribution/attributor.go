@@ -277,6 +277,9 @@ func (a *Attributor) byPing(m *packet.Meta, p *packet.Packet) (*process.Owner, p
 	return a.held(&a.socket)
 }
 
+// Hurry has what waits for others of its kind looked up now.
+func (a *Attributor) Hurry() { a.r.lookers.hurry() }
+
 // WantHash asks for the hash of the owner's program, and returns whether there
 // will be an answer.
 func (a *Attributor) WantHash(o *process.Owner, pending process.Facts) bool {

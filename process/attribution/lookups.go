@@ -42,11 +42,16 @@ type line struct {
 	gaveUp bool
 }
 
-// askImage has a recorded program looked up.
-func (r *Resolver) askImage(at *place[image], k programKey, group uint32) bool {
+// askImage has a recorded program looked up, of which is known what c says.
+func (r *Resolver) askImage(at *place[image], k programKey, c *known, group uint32) bool {
+	p, patient := c.p, c.pending&(process.FactPath|process.FactParents) == 0
 	return at.ask(func() bool {
-		return r.lookers.add(job{group: group, run: func(*job) bool {
-			at.set(r.lookImage(k))
+		return r.lookers.add(job{group: group, patient: patient, run: func(*job) bool {
+			if patient && r.fs.LeadsTo(p.Exe.Path, p.Exe.Inode, p.Exe.Device) {
+				at.set(&image{exe: exeAt(p.Exe.Path, p.Exe.Inode, p.Exe.Device), parents: p.Parents})
+			} else {
+				at.set(r.lookImage(k))
+			}
 			r.learned()
 			return false
 		}, lost: func() {
@@ -76,10 +81,14 @@ func (r *Resolver) exe(p *record.Process) process.Exe {
 		path = ""
 	}
 	if r.fs.LeadsTo(path, p.Inode, p.Device) {
-		text := process.Text([]byte(path))
-		return process.Exe{Path: text, Inside: text, Inode: p.Inode, Device: p.Device}
+		return exeAt(process.Text([]byte(path)), p.Inode, p.Device)
 	}
 	return r.fs.ResolveExe(path, p.Inode, p.Device, p.MountNS, p.PID, p.Start)
+}
+
+// exeAt returns the executable that a path of the host leads to.
+func exeAt(path string, inode, device uint64) process.Exe {
+	return process.Exe{Path: path, Inside: path, Inode: inode, Device: device}
 }
 
 // parents returns the process k and its ancestors, by their records as long as

@@ -29,6 +29,8 @@ type pool struct {
 	hung    int
 	lost    uint64 // jobs that were given up
 	closed  bool
+	soon    *time.Timer   // wakes a worker for patient jobs; nil: no such job came yet
+	rousing bool          // soon will
 	idle    chan struct{} // closed when the last live worker has ended
 }
 
@@ -36,6 +38,9 @@ type pool struct {
 type job struct {
 	group uint32
 	size  int64
+	// patient says that it may wait for gatherTime, so that a worker that is woken
+	// finds several to run.
+	patient bool
 	// run does a part of the job and says whether there is more to do; it may
 	// change the size.
 	run func(j *job) (more bool)
@@ -56,6 +61,10 @@ type lane struct {
 }
 
 func (l *lane) done() bool { return len(l.jobs) == 0 && l.running == 0 && l.hung == 0 }
+
+// gatherTime is how long patient jobs may wait for more. It is shorter than what the
+// records of a log wait for facts about their owners.
+const gatherTime = 20 * time.Millisecond
 
 // Bounds of what waits.
 const (
@@ -106,8 +115,37 @@ func (p *pool) add(j job) bool {
 	}
 	p.lanes[j.group] = l
 	p.push(l, j)
-	p.ready.Signal()
+	if j.patient {
+		p.rouseSoon()
+	} else {
+		p.ready.Signal()
+	}
 	return true
+}
+
+// rouseSoon wakes a worker when patient jobs have waited long enough. The caller holds
+// the lock.
+func (p *pool) rouseSoon() {
+	switch {
+	case p.rousing:
+		return
+	case p.soon == nil:
+		p.soon = time.AfterFunc(gatherTime, p.hurry)
+	default:
+		p.soon.Reset(gatherTime)
+	}
+	p.rousing = true
+}
+
+// hurry wakes a worker for what waits, if there is anything.
+func (p *pool) hurry() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.rousing {
+		p.rousing = false
+		p.soon.Stop()
+		p.ready.Signal()
+	}
 }
 
 // push puts a job into its place, behind those of the same size.
@@ -168,7 +206,9 @@ func (p *pool) work() {
 func (p *pool) serve(l *lane) bool {
 	j := l.jobs[0]
 	l.jobs = append(l.jobs[:0], l.jobs[1:]...)
-	p.waiting--
+	if p.waiting--; p.waiting > len(l.jobs) {
+		p.ready.Signal() // others do not wait for this group
+	}
 	l.running++
 	p.spent = max(p.spent, l.spent)
 	t := &turn{lane: l, since: time.Now()}
@@ -239,6 +279,9 @@ const closePatience = 250 * time.Millisecond
 func (p *pool) close() bool {
 	p.mu.Lock()
 	p.closed = true
+	if p.soon != nil {
+		p.soon.Stop()
+	}
 	for _, l := range p.lanes {
 		for _, j := range l.jobs {
 			if j.drop != nil {

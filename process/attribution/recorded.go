@@ -75,12 +75,14 @@ type caches struct {
 	present map[processKey]known // as /proc had them
 	owners  map[ownerKey]*process.Owner
 	cgroups map[uint64]process.Cgroup
+	lines   map[programKey][]process.Parent // a recorded program and its ancestors, where all are known
 }
 
 func newCaches() caches {
 	return caches{
 		images: map[imageKey]known{}, present: map[processKey]known{},
 		owners: map[ownerKey]*process.Owner{}, cgroups: map[uint64]process.Cgroup{},
+		lines: map[programKey][]process.Parent{},
 	}
 }
 
@@ -160,7 +162,7 @@ func (a *Attributor) takeImage(c *known, k programKey, group uint32) process.Fac
 	at := a.r.images.at(k)
 	i := at.answer.Load()
 	switch {
-	case i == nil && !a.r.askImage(at, k, group):
+	case i == nil && !a.r.askImage(at, k, c, group):
 		a.refused = true
 		return looked
 	case i == nil:
@@ -336,8 +338,19 @@ func (a *Attributor) recordedExe(r *record.Process) (process.Exe, process.Facts)
 }
 
 // parents returns the process k and its ancestors as far as they are known now, and
-// whether that is all. It overwrites a.proc.
+// whether that is all. Those that one process starts, while it runs the same program,
+// have the same ancestors. It overwrites a.proc.
 func (a *Attributor) parents(k programKey) (chain []process.Parent, whole bool) {
+	if chain, ok := a.lines[k]; ok {
+		return chain, true
+	}
+	if chain, whole = a.recordedParents(k); whole {
+		put(a.lines, k, chain)
+	}
+	return chain, whole
+}
+
+func (a *Attributor) recordedParents(k programKey) (chain []process.Parent, whole bool) {
 	r := &a.proc
 	whole = true
 	for k.pid != 0 && len(chain) < process.MaxParents {
