@@ -3,6 +3,7 @@ package attribution
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,10 +19,20 @@ import (
 // file's last change and the program's use of a socket, while it certainly ran.
 type contents struct {
 	locked bool // the kernel refuses to change what runs
+
+	begun time.Time // with a reading of CLOCK_MONOTONIC, which was
+	up    int64     // then
 }
 
 // openContents asks the kernel how it treats files that run.
-func openContents() contents { return contents{locked: keepsPrograms()} }
+func openContents() contents {
+	c := contents{locked: keepsPrograms(), begun: time.Now()}
+	var up unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &up) == nil {
+		c.up = up.Nano()
+	}
+	return c
+}
 
 // keepsPrograms tells whether files cannot be written while they run. Linux 6.11 and
 // the first of 6.12 let them.
@@ -56,8 +67,14 @@ func (c *contents) doubt(r *record.Process, tick uint64) string {
 	case r.ChangedRead:
 		return ""
 	}
+	if tick == 0 {
+		return process.NoHashFresh
+	}
+	if c.longBefore(r, tick) {
+		return ""
+	}
 	next, ok := coarse(tick)
-	if tick == 0 || !ok {
+	if !ok {
 		return process.NoHashFresh
 	}
 	if g := int64(r.Granularity); g > 0 {
@@ -67,6 +84,15 @@ func (c *contents) doubt(r *record.Process, tick uint64) string {
 		return process.NoHashFresh
 	}
 	return ""
+}
+
+// longBefore tells whether a file was changed so long before a tick that no clock need
+// be read to the nanosecond, which takes system calls.
+func (c *contents) longBefore(r *record.Process, tick uint64) bool {
+	const long = int64(time.Second)
+	now := time.Now()
+	ago := c.up + int64(now.Sub(c.begun)) - int64(tick)
+	return c.up != 0 && r.Changed < now.UnixNano()-ago-long-int64(r.Granularity)
 }
 
 // coarse returns a recent time of CLOCK_MONOTONIC_COARSE as one of
