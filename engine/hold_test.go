@@ -67,6 +67,9 @@ func TestHeldUntilKnown(t *testing.T) {
 	if next := h.worker.Settle(h.now, false); next == 0 || len(h.answers) != 0 {
 		t.Errorf("nothing known: answered %q, next look at %d", h.answers, next)
 	}
+	if h.hurries == 0 {
+		t.Error("nobody was told that a packet waits")
+	}
 	h.learns(program(2, "/curl"))
 	if h.woken != 1 {
 		t.Errorf("woken %d times, want once", h.woken)

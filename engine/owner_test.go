@@ -21,6 +21,7 @@ type registry struct {
 	learned uint32 // lookups that have ended
 	asked   int
 	keys    []packet.Key
+	hurries int
 	hashes  []uint32 // pids that were asked for
 }
 
@@ -38,7 +39,7 @@ func (r *registry) Changes(k *packet.Key) uint32 {
 	return r.changes
 }
 
-func (r *registry) Hurry() {}
+func (r *registry) Hurry() { r.hurries++ }
 
 func (r *registry) WantHash(o *process.Owner, _ process.Facts) bool {
 	r.hashes = append(r.hashes, o.Process.PID)

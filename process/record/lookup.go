@@ -50,7 +50,9 @@ func (q *requests) get() *request {
 // are parts of r.
 func (r *request) lookup(m *ebpf.Map, key, value unsafe.Pointer) bool {
 	r.attr = elementAttr{fd: uint32(m.FD()), key: uint64(uintptr(key)), value: uint64(uintptr(value))}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, mapLookup, uintptr(unsafe.Pointer(&r.attr)), unsafe.Sizeof(r.attr))
+	// A raw system call, as this one cannot block: any other wakes the scheduler's
+	// monitor, which then runs thousands of times a second.
+	_, _, errno := unix.RawSyscall(unix.SYS_BPF, mapLookup, uintptr(unsafe.Pointer(&r.attr)), unsafe.Sizeof(r.attr))
 	runtime.KeepAlive(r)
 	return errno == 0
 }
