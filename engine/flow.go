@@ -171,6 +171,7 @@ const (
 	seen1
 	toldError // an ICMP error about the flow was logged
 	toldOwner // a change of the owner was logged
+	calling   // the initiator asked for a connection, and nothing else was sent since, see noteCall
 )
 
 // How long a flow is remembered after its last packet. The values for

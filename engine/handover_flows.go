@@ -97,7 +97,7 @@ func (w *Worker) add(e *entry) {
 	for dir := range e.slot {
 		s := &e.slot[dir]
 		if s.accept && !s.peer && e.packets[1-dir] == 0 {
-			w.engine.peers.tell(e, dir, s.epoch, s.logged)
+			w.engine.peers.tell(e, dir, s.epoch, s.logged, false)
 		}
 	}
 }

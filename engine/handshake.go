@@ -113,3 +113,42 @@ func (e *entry) belongs(p *packet.Packet, dir int) bool {
 func (e *entry) closed() bool {
 	return e.tcp&seenRST != 0 || e.tcp&(seenFIN0|seenFIN1) == seenFIN0|seenFIN1
 }
+
+// noteCall notes whether all that was sent of flow e is what asks for its
+// connection. The packet at hand is of direction dir.
+func (w *Worker) noteCall(e *entry, dir int) {
+	answers := w.pkt.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN|packet.ACK
+	switch {
+	case w.pkt.Begins:
+		if dir == int(e.initiator) {
+			e.known |= calling
+		}
+		return
+	case e.known&calling != 0:
+		e.known &^= calling
+		answers, dir = true, 1-int(e.initiator)
+	}
+	if answers && w.engine.peers != nil {
+		w.engine.peers.answer(&e.key, 1-dir)
+	}
+}
+
+// starts returns whether the packet at hand, of direction dir, begins a connection
+// of its own, whatever was accepted in the other direction: a policy says who may
+// start a flow. It does not if both ends ask for the same connection at once, which
+// takes that the other end's request was not answered yet (RFC 9293 §3.5). The
+// answers to an offloaded one are not seen: of that the ruleset tells.
+func (w *Worker) starts(e *entry, dir int) bool {
+	if !w.pkt.Begins || w.isReply() {
+		return false
+	}
+	if e.known&calling == 0 || dir == int(e.initiator) || e.offloaded {
+		return true
+	}
+	p := w.engine.peers
+	if p == nil {
+		return false
+	}
+	told, ok := p.accepted(&e.key, 1-dir, w.now.epoch, false)
+	return !ok || told.answered
+}

@@ -59,7 +59,10 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 	v := w.conclude(d, w.refusal(e, d), err)
 	w.remember(&e.slot[dir], d, err)
 	w.settle(e, &e.slot[dir])
-	if d.Action == packet.Accept && w.engine.peers != nil && !w.engine.peers.tell(e, dir, w.now.epoch, w.wanted()) {
+	if d.Action == packet.Accept && w.pkt.Begins && !e.slot[1-dir].accept { // what came before is not its beginning
+		e.initiator, e.hook, e.known = uint8(dir), m.Hook, e.known|calling
+	}
+	if d.Action == packet.Accept && w.engine.peers != nil && !w.engine.peers.tell(e, dir, w.now.epoch, w.wanted(), w.pkt.Begins && e.packets[dir] == 1) {
 		w.counts.FlowsNoRoom++
 	}
 	w.logAnswer(e, &before, &e.slot[dir], m)
@@ -71,11 +74,14 @@ func (w *Worker) judge(e *entry, dir int, m *packet.Meta) packet.Verdict {
 // about packets of that direction: should they come here too, they are judged.
 func (w *Worker) adopt(e *entry, dir int, m *packet.Meta) bool {
 	p, ok := w.askPeers(&e.key, 1-dir)
-	if !ok {
+	if !ok || w.pkt.Begins && (p.answered || m.Time-p.told > peerHold) {
 		return false
 	}
 	e.slot[1-dir] = slot{epoch: w.now.epoch, accept: true, peer: true, logged: p.log, shape: noReuse, owned: p.owned}
 	e.initiator, e.hook = uint8(1-dir), reverseHook(m.Hook)
+	if w.pkt.Begins {
+		e.known |= calling
+	}
 	if p.known&hasUID != 0 {
 		e.uid, e.gid, e.known = p.uid, p.gid, e.known|p.known&(hasUID|hasGID)
 	}
@@ -88,7 +94,7 @@ func (w *Worker) askPeers(key *flowKey, dir int) (p peerPlace, ok bool) {
 	if w.engine.peers == nil {
 		return peerPlace{}, false
 	}
-	return w.engine.peers.accepted(key, dir, w.now.epoch)
+	return w.engine.peers.accepted(key, dir, w.now.epoch, !w.pkt.Begins)
 }
 
 // remember writes an answer into a slot, with what it depends on.

@@ -87,8 +87,12 @@ func (o *outside) of(p *packet.Packet) *rules.FieldSet {
 // final returns whether a decision about the current packet holds for its whole
 // flow, both directions, so that the kernel can let the rest pass. One that sets
 // a mark does not: each packet needs it. Nor do questions by multicast: each has
-// answers of its own.
+// answers of its own. Nor one about SCTP or DCCP: the ruleset does not know the
+// packets that begin a connection, which may come from both ends.
 func (w *Worker) final(d *rules.Decision) bool {
+	if w.pkt.Protocol == packet.ProtoSCTP || w.pkt.Protocol == packet.ProtoDCCP {
+		return false
+	}
 	return d.Action == packet.Accept && !d.SetMark && !isQuestion(&w.pkt) &&
 		!d.Reads.Intersects(*w.engine.outside.of(&w.pkt)) && w.ownerKnown(d.Reads) && w.lacking == 0
 }
@@ -115,7 +119,7 @@ const remarkAfter = 2 * time.Second
 
 // noteRemarked counts a packet that the kernel should have let pass by.
 func (w *Worker) noteRemarked(e *entry, s *slot, m *packet.Meta) {
-	if e.offloaded && s.accept && s.final && w.markFree && m.Time-e.start > int64(remarkAfter) && !w.begins() {
+	if e.offloaded && s.accept && s.final && w.markFree && m.Time-e.start > int64(remarkAfter) && !w.pkt.Begins {
 		w.counts.Remarked++
 	}
 }
@@ -182,7 +186,7 @@ func (w *Worker) refusal(e *entry, d *rules.Decision) packet.Action {
 	if d.Action != packet.Drop || !w.now.ResetDenied || w.pkt.Protocol != packet.ProtoTCP {
 		return d.Action
 	}
-	if w.begins() {
+	if w.pkt.Begins {
 		e.reset = false // a new connection
 	}
 	if !e.reset {

@@ -115,14 +115,18 @@ const settleTime = int64(5 * time.Millisecond)
 
 // attribute makes the owner of the socket of flow e a fact about the packet, of
 // direction dir. It is looked for only if it may have changed since the flow's last
-// packet, or if the packet begins a TCP connection. Of a forwarded flow it is only
-// known from what its socket sends.
+// packet, or if the packet begins a connection. Of a forwarded flow it is only known
+// from what its socket sends.
 func (w *Worker) attribute(e *entry, dir int, m *packet.Meta) {
 	a := w.attributor
 	if a == nil {
 		return
 	}
 	if m.Hook == packet.Forward && dir != int(e.initiator) && e.owner != 0 {
+		if w.starts(e, dir) {
+			w.attributeSingle(m)
+			return
+		}
 		w.facts.Owner = w.owners.get(e.owner)
 		return
 	}
@@ -130,7 +134,7 @@ func (w *Worker) attribute(e *entry, dir int, m *packet.Meta) {
 	if m.Hook == packet.Input || m.Hook == packet.Prerouting {
 		w.local = w.local.Reverse()
 	}
-	if now := a.Changes(&w.local); now != e.changes || m.Time < e.settles || w.begins() || w.mayLearn(e) {
+	if now := a.Changes(&w.local); now != e.changes || m.Time < e.settles || w.pkt.Begins || w.mayLearn(e) {
 		if e.changes != 0 && now != e.changes {
 			e.settles = m.Time + settleTime
 		}
@@ -182,7 +186,7 @@ func (w *Worker) among(facts process.Facts, reads *rules.FieldSet) (read process
 // whether the owner is o.
 func (w *Worker) replaceOwner(e *entry, o *process.Owner) bool {
 	before := w.owners.get(e.owner)
-	rest := w.pkt.Protocol == packet.ProtoTCP && !w.begins()
+	rest := w.pkt.Protocol == packet.ProtoTCP && !w.pkt.Begins
 	if before != o && (rest && before != nil && before.Process != nil && o.Process == nil || knownBetter(before, o)) {
 		return false
 	}
@@ -221,11 +225,6 @@ func (w *Worker) holdsSocket(e *entry, s *slot, m *packet.Meta) bool {
 	}
 	otherUser := m.HasUID && e.known&hasUID != 0 && m.UID != e.uid
 	return s.holder() == w.holder() && !otherUser
-}
-
-// begins returns whether the packet begins a TCP connection.
-func (w *Worker) begins() bool {
-	return w.pkt.Protocol == packet.ProtoTCP && w.pkt.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN
 }
 
 // attributeSingle does the same for a packet that belongs to no flow.

@@ -36,6 +36,7 @@ type peerPlace struct {
 	own      bool // this host began the flow
 	log      bool // the policy wants the flow logged
 	owned    bool // see slot
+	answered bool // or not begun by what is known: a SYN of the other end does not belong to it
 }
 
 // peerHold is how long the first answer to a flow of this host is waited for.
@@ -50,18 +51,22 @@ func (p *peers) at(k *flowKey) (*peerStripe, *[ways]peerPlace) {
 }
 
 // tell notes that the flow's direction dir was accepted in epoch, at the time of
-// its last packet. It returns false if there is no place for it.
-func (p *peers) tell(e *entry, dir int, epoch uint32, log bool) bool {
+// its last packet, which is the flow's first of that direction and begins a
+// connection if fresh is set. It returns false if there is no place for it.
+func (p *peers) tell(e *entry, dir int, epoch uint32, log, fresh bool) bool {
 	s, set := p.at(&e.key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	told := peerPlace{
 		key: e.key, told: e.last, epoch: epoch, uid: e.uid, gid: e.gid, dir: uint8(dir), known: e.known,
-		own: e.hook == packet.Output, log: log, owned: e.slot[dir].owned,
+		own: e.hook == packet.Output, log: log, owned: e.slot[dir].owned, answered: !fresh || e.offloaded,
 	}
 	way := told.choose(set)
 	if way < 0 {
 		return false
+	}
+	if place := &set[way]; !fresh && place.key == told.key && place.dir == told.dir {
+		told.answered = place.answered
 	}
 	set[way] = told
 	return true
@@ -93,15 +98,29 @@ func (t *peerPlace) choose(set *[ways]peerPlace) int {
 }
 
 // accepted returns what was told of the flow's direction dir; ok is false if no
-// worker accepted it in epoch, or if that had to give way.
-func (p *peers) accepted(k *flowKey, dir int, epoch uint32) (told peerPlace, ok bool) {
+// worker accepted it in epoch, or if that had to give way. answer says that the
+// packet at hand belongs to the flow, so that the flow is answered.
+func (p *peers) accepted(k *flowKey, dir int, epoch uint32, answer bool) (told peerPlace, ok bool) {
 	s, set := p.at(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range set {
 		if place := &set[i]; place.epoch == epoch && place.dir == uint8(dir) && place.key == *k {
+			place.answered = place.answered || answer
 			return *place, true
 		}
 	}
 	return peerPlace{}, false
+}
+
+// answer notes that the flow, whose direction dir was told of, is answered.
+func (p *peers) answer(k *flowKey, dir int) {
+	s, set := p.at(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range set {
+		if place := &set[i]; place.dir == uint8(dir) && place.key == *k {
+			place.answered = true
+		}
+	}
 }

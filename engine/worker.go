@@ -265,7 +265,8 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 	e.reset = e.reset || e.accepted()
 	own, other := &e.slot[dir], &e.slot[1-dir]
 	// What was dropped before its flow was accepted is a reply since then.
-	if own.epoch == w.now.epoch && w.holds(own, m.Time) && (own.accept || !other.accept && !w.adopt(e, dir, m)) {
+	alone := own.accept || w.starts(e, dir)
+	if own.epoch == w.now.epoch && w.holds(own, m.Time) && (alone || !other.accept && !w.adopt(e, dir, m)) {
 		w.counts.Known++
 		return w.repeat(e, own, m)
 	}
@@ -276,6 +277,7 @@ func (w *Worker) handleFlow(m *packet.Meta) packet.Verdict {
 func (w *Worker) count(e *entry, m *packet.Meta, dir int) {
 	if p := w.held.again; p == nil || !p.counted {
 		e.count(m.Time, &w.pkt, dir)
+		w.noteCall(e, dir)
 	}
 }
 
@@ -307,10 +309,10 @@ func (w *Worker) judgeFlow(e *entry, dir int, m *packet.Meta) packet.Verdict {
 // answers returns whether the packet, of direction dir, is a reply to what was
 // accepted in the other. That it is a reply is known from the flow's own past,
 // or the ruleset says it: then the other direction is judged even if no packet
-// of it was seen.
+// of it was seen. What begins a connection of its own answers nothing.
 func (w *Worker) answers(e *entry, dir int, m *packet.Meta) bool {
 	s := &e.slot[1-dir]
-	if !s.accept && !w.isReply() {
+	if !s.accept && !w.isReply() || w.starts(e, dir) {
 		return false
 	}
 	if !s.accept {
@@ -322,7 +324,7 @@ func (w *Worker) answers(e *entry, dir int, m *packet.Meta) bool {
 // reopened returns whether the packet starts a new connection in the place of
 // one that has ended.
 func (w *Worker) reopened(e *entry) bool {
-	return e.closed() && w.begins()
+	return e.closed() && w.pkt.Begins
 }
 
 // restart ends the flow and lets its entry begin anew, undecided.
@@ -419,6 +421,7 @@ func (w *Worker) judgeSpare(m *packet.Meta, key *flowKey, dir int) packet.Verdic
 	w.place(e, dir, m)
 	w.attribute(e, dir, m)
 	e.count(m.Time, &w.pkt, dir)
+	w.noteCall(e, dir)
 	return w.judgeFlow(e, dir, m)
 }
 

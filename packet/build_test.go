@@ -124,9 +124,12 @@ func withTCP(payload string) func(*packet.Packet) {
 	return func(p *packet.Packet) {
 		p.HasPorts, p.SrcPort, p.DstPort = true, 40000, 443
 		p.TCPFlags, p.Seq, p.AckNum, p.Window, p.UrgentPtr = packet.SYN, 1, 2, 3, 4
-		p.Payload = []byte(payload)
+		p.Begins, p.Payload = true, []byte(payload)
 	}
 }
+
+// begins says that the packet asks for a connection.
+func begins(p *packet.Packet) { p.Begins = true }
 
 func withUDP(length uint16, payload string) func(*packet.Packet) {
 	return func(p *packet.Packet) {

@@ -13,6 +13,10 @@ const (
 	sctpHeaderLen     = 12
 	dccpHeaderLen     = 12 // with short sequence numbers
 	dccpLongHeaderLen = 16
+
+	sctpInit     = 1    // chunk type
+	dccpTypeMask = 0x1e // of the byte with reserved bits, type and bit X
+	dccpRequest  = 0    // type
 )
 
 // leaf is the end of a DecodingLayer that nothing follows.
@@ -53,6 +57,7 @@ func (l *tcp) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error {
 	p.Seq = binary.BigEndian.Uint32(data[4:8])
 	p.AckNum = binary.BigEndian.Uint32(data[8:12])
 	p.TCPFlags = TCPFlags(binary.BigEndian.Uint16(data[12:14]) & 0x1ff)
+	p.Begins = p.TCPFlags&(SYN|ACK) == SYN
 	p.Window = binary.BigEndian.Uint16(data[14:16])
 	p.UrgentPtr = binary.BigEndian.Uint16(data[18:20])
 	return p.done(data[header:])
@@ -99,6 +104,7 @@ func (l *sctp) DecodeFromBytes(data []byte, df gopacket.DecodeFeedback) error {
 		return err
 	}
 	l.p.setPorts(uint16(l.hdr.SrcPort), uint16(l.hdr.DstPort))
+	l.p.Begins = len(l.hdr.Payload) > 0 && l.hdr.Payload[0] == sctpInit
 	return l.p.done(l.hdr.Payload)
 }
 
@@ -120,6 +126,7 @@ func (l *ports) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error {
 		return err
 	}
 	l.p.setPorts(binary.BigEndian.Uint16(data[0:2]), binary.BigEndian.Uint16(data[2:4]))
+	l.p.Begins = l.p.Protocol == ProtoDCCP && data[8]&dccpTypeMask == dccpRequest
 	return l.p.done(data[header:])
 }
 

@@ -1,6 +1,7 @@
 package packet_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -203,6 +204,9 @@ func (f *flat) transport() bool {
 	}
 	_, ok = f.take(size)
 	p.Payload = f.rest
+	if p.Protocol == 132 {
+		p.Begins = bytes.HasPrefix(f.rest, []byte{1})
+	}
 	return ok
 }
 
@@ -223,6 +227,7 @@ func (f *flat) header() (size int, ok bool) {
 	case 6:
 		p.Seq, p.AckNum = binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:])
 		p.TCPFlags = packet.TCPFlags(u16(h[12:]) % 512)
+		p.Begins = p.TCPFlags/packet.SYN%2 == 1 && p.TCPFlags/packet.ACK%2 == 0
 		p.Window, p.UrgentPtr = uint16(u16(h[14:])), uint16(u16(h[18:]))
 		size = int(h[12]/16) * 4
 		return size, size >= 20
@@ -234,6 +239,7 @@ func (f *flat) header() (size int, ok bool) {
 		return size, length == 0 || length >= 8 && !beyond
 	case 33:
 		size = int(h[4]) * 4
+		p.Begins = h[8]/2%16 == 0
 		return size, size >= 12+4*int(h[8]%2)
 	}
 	return size, true

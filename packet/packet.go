@@ -100,6 +100,11 @@ type Packet struct {
 	HasPorts         bool
 	SrcPort, DstPort uint16
 
+	// Begins says that the packet asks for a new connection: a TCP SYN without ACK
+	// (RFC 9293), an SCTP INIT, which comes alone (RFC 9260 §3.3.2), or a DCCP-Request
+	// (RFC 4340 §5.1).
+	Begins bool
+
 	// Valid iff Status is OK and Protocol is TCP.
 	TCPFlags    TCPFlags
 	Seq, AckNum uint32
