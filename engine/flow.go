@@ -149,6 +149,7 @@ type entry struct {
 	judged      uint32    // the one whom the policy saw last, likewise; 0 if it did not ask
 	changes     uint32    // what Attributor.Changes said when the owner was looked for
 	revision    uint32    // Attributor.Revision then
+	sender      uint32    // and the user of the packet: see sender
 	repeats     uint32    // dropped packets not yet reported
 	reported    uint32    // Unix seconds of the last event about drops
 	known       uint8     // hasUID ...

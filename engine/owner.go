@@ -134,10 +134,12 @@ func (w *Worker) attribute(e *entry, dir int, m *packet.Meta) {
 	if m.Hook == packet.Input || m.Hook == packet.Prerouting {
 		w.local = w.local.Reverse()
 	}
-	if now := a.Changes(&w.local); now != e.changes || m.Time < e.settles || w.pkt.Begins || w.mayLearn(e) {
+	now, otherUser := a.Changes(&w.local), w.otherUser(e, m)
+	if now != e.changes || otherUser || m.Time < e.settles || w.pkt.Begins || w.mayLearn(e) {
 		if e.changes != 0 && now != e.changes {
 			e.settles = m.Time + settleTime
 		}
+		e.sender = sender(m)
 		e.changes, e.revision = now, a.Revision() // read before Owner: what changes meanwhile is seen next time
 		o, pending := a.Owner(m, &w.pkt)
 		if w.replaceOwner(e, o) {
@@ -146,6 +148,26 @@ func (w *Worker) attribute(e *entry, dir int, m *packet.Meta) {
 		}
 	}
 	w.facts.Owner, w.pending = w.owners.get(e.owner), e.pending
+}
+
+// sender returns the user whom the kernel names with a packet that a local socket sends,
+// plus 1, or 0 if it names none. Of other packets it returns a value that is no user's:
+// neither is -1, nor in practice the one before.
+func sender(m *packet.Meta) uint32 {
+	switch {
+	case m.Hook.Direction() != "out":
+		return ^uint32(0)
+	case !m.HasUID:
+		return 0
+	}
+	return m.UID + 1
+}
+
+// otherUser returns whether the kernel names another user with a packet that is sent
+// than with the one by which the owner of flow e was looked for. Packets of two sockets
+// that have used the same ports, one after the other, wait together.
+func (w *Worker) otherUser(e *entry, m *packet.Meta) bool {
+	return m.Hook.Direction() == "out" && sender(m) != e.sender
 }
 
 // mayLearn returns whether facts have become known since the owner of flow e was

@@ -3,9 +3,11 @@ package main_test
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -61,7 +63,14 @@ func (b *senders) kind(ns *lab.Namespace, kind string, port uint16) (pid uint32,
 // kindBy is kind by one of the two programs.
 func (b *senders) kindBy(ns *lab.Namespace, program, kind string, port uint16) (pid uint32, exe string) {
 	b.t.Helper()
+	return b.kindOf(ns, uint32(os.Getuid()), program, kind, port)
+}
+
+// kindOf is kindBy of a user.
+func (b *senders) kindOf(ns *lab.Namespace, uid uint32, program, kind string, port uint16) (pid uint32, exe string) {
+	b.t.Helper()
 	cmd := exec.Command(filepath.Join(b.dir, program), kind, "10.99.0.2", "fd99::2", fmt.Sprint(port))
+	cmd.SysProcAttr = &unix.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	var out []byte
@@ -145,6 +154,33 @@ func TestLabOwnerTakenOver(t *testing.T) {
 				t.Errorf("got %+v, want nobody but the user", *p)
 			}
 		})
+	}
+}
+
+// TestLabOwnerTakenByStranger: while packets wait, programs of other users send by the
+// same ports, and the first one again. Each is known: a stranger makes nobody unknown.
+func TestLabOwnerTakenByStranger(t *testing.T) {
+	setup(t, labtest.GCC, labtest.BPF)
+	lan, b := labtest.Pair(t), newSenders(t)
+	b.buildKinds()
+	d := startDaemon(t, lan.Client, `package verdictd
+
+decision := {"verdict": "accept", "rule": "user", "reason": sprintf("%d", [input.process.uid])}
+`, "--hook", "output")
+	d.Signal(unix.SIGSTOP)
+	seen := len(d.Stdout())
+	const stranger = 65534
+	programs := map[uint32]string{0: "kinds", stranger: "kinds-other"}
+	exes := map[uint32]string{}
+	for _, uid := range []uint32{0, stranger, 0, stranger, 0} {
+		_, exes[uid] = b.kindOf(lan.Client, uid, programs[uid], "bound", 30000)
+	}
+	d.Signal(unix.SIGCONT)
+	for uid, exe := range exes {
+		p := d.next(seen, "UDP", func(o *owned) bool { return *o.Own.Process.UID == uid }).Own.Process
+		if p.Source != "bpf-flow" || p.Exe != exe {
+			t.Errorf("got %+v, want %s of user %d", *p, exe, uid)
+		}
 	}
 }
 

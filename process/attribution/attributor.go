@@ -84,7 +84,7 @@ func (a *Attributor) find(m *packet.Meta, p *packet.Packet) (*process.Owner, pro
 		}
 		return a.sender(m, p)
 	case packet.Input, packet.Prerouting:
-		if o, pending := a.bySocket(true, m); o != nil {
+		if o, pending := a.bySocket(true, m, p); o != nil {
 			return o, pending
 		}
 		if a.answersTunnel() {
@@ -99,13 +99,13 @@ func (a *Attributor) find(m *packet.Meta, p *packet.Packet) (*process.Owner, pro
 // tunnel of the kernel sends (GRE).
 func (a *Attributor) answersTunnel() bool {
 	k := a.key.Reverse()
-	return a.r.rec != nil && a.r.rec.Flow(&k, 0, &a.flow) && a.flow.Kernel
+	return a.r.rec != nil && a.r.rec.Flow(&k, 0, record.NoUser, &a.flow) && a.flow.Kernel
 }
 
 // forwarded returns who of another network namespace of this host sent a packet. Only
 // a record can tell, of a packet that came in by the same interface.
 func (a *Attributor) forwarded(m *packet.Meta) (*process.Owner, process.Facts) {
-	o, pending, ok := a.recordedFlow(m.In)
+	o, pending, ok := a.recordedFlow(m.In, record.NoUser)
 	if o != nil {
 		return o, pending
 	}
@@ -123,7 +123,11 @@ func (a *Attributor) forwarded(m *packet.Meta) (*process.Owner, process.Facts) {
 
 // sender returns who sends a packet.
 func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) (*process.Owner, process.Facts) {
-	o, pending, ok := a.recordedFlow(0)
+	user := record.NoUser
+	if m.HasUID {
+		user = record.UserOf(m.UID)
+	}
+	o, pending, ok := a.recordedFlow(0, user)
 	switch {
 	case o != nil:
 		return o, pending
@@ -135,7 +139,7 @@ func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) (*process.Owner, p
 		return a.byUID(m)
 	}
 	if !ok || a.flow.Cookie != 0 {
-		if o, pending := a.bySocket(false, m); o != nil {
+		if o, pending := a.bySocket(false, m, p); o != nil {
 			return o, pending
 		}
 	}
@@ -153,11 +157,11 @@ func (a *Attributor) sender(m *packet.Meta, p *packet.Packet) (*process.Owner, p
 }
 
 // recordedFlow returns who sent the flow a.key, here (in is 0) or in the namespace that
-// an interface leads to, by the record that was made before the packet was queued, nil if the record does not tell. ok says that there is
-// a record: a.flow.
-func (a *Attributor) recordedFlow(in uint32) (o *process.Owner, pending process.Facts, ok bool) {
+// an interface leads to, by the record that was made before the packet was queued, nil
+// if the record does not tell. ok says that there is a record: a.flow.
+func (a *Attributor) recordedFlow(in uint32, user record.User) (o *process.Owner, pending process.Facts, ok bool) {
 	rec := a.r.rec
-	if rec == nil || !rec.Flow(&a.key, in, &a.flow) {
+	if rec == nil || !rec.Flow(&a.key, in, user, &a.flow) {
 		return nil, 0, false
 	}
 	switch f := &a.flow; {
@@ -175,17 +179,25 @@ func (a *Attributor) recordedFlow(in uint32) (o *process.Owner, pending process.
 
 // bySocket returns the owner of the socket that sock_diag finds for a.key, nil
 // if there is no socket.
-func (a *Attributor) bySocket(incoming bool, m *packet.Meta) (*process.Owner, process.Facts) {
+func (a *Attributor) bySocket(incoming bool, m *packet.Meta, p *packet.Packet) (*process.Owner, process.Facts) {
 	if !a.findSocket(incoming, m) {
 		return nil, 0
 	}
-	if !incoming && m.HasUID && a.socket.Inode != 0 && a.socket.UID != m.UID {
-		return nil, 0 // another one by now
+	switch {
+	case incoming || a.socket.Inode == 0:
+	case m.HasUID && a.socket.UID != m.UID, !m.HasUID && a.r.rec != nil && !answersSYN(p):
+		return nil, 0 // another one by now: the kernel names the user of a socket that a file belongs to
 	}
 	if o, pending := a.ownerOf(&a.socket, m); o.Source != process.Unknown {
 		return o, pending
 	}
 	return nil, 0
+}
+
+// answersSYN tells whether the packet is sent by a request for a connection, of which
+// sock_diag finds the listener.
+func answersSYN(p *packet.Packet) bool {
+	return p.Protocol == packet.ProtoTCP && p.TCPFlags&(packet.SYN|packet.ACK) == packet.SYN|packet.ACK
 }
 
 // findSocket looks the socket up. Of a connection that is not established yet, the

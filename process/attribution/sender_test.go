@@ -184,7 +184,7 @@ func TestParentsOfNow(t *testing.T) {
 		if i == 2 {
 			fmt.Fprintln(p.in)
 		}
-		o := a.Settled(&packet.Meta{Hook: packet.Output}, p.flows()[0])
+		o := a.Settled(&packet.Meta{Hook: packet.Output, HasUID: true, UID: uint32(os.Getuid())}, p.flows()[0])
 		if o.Process == nil || len(o.Process.Parents) < 2 {
 			t.Fatalf("program %d: got %+v, want it with its parents", i, o)
 		}

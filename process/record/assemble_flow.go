@@ -52,6 +52,9 @@ func (p *programs) flow() asm.Instructions {
 	p.network(c)
 	p.transport(c)
 	p.hash(c)
+	if p.offsets != nil {
+		p.user(c)
+	}
 	p.compare(c)
 	p.record(c)
 	c.label("out")
@@ -382,6 +385,8 @@ func (p *programs) record(c *code) {
 		asm.StoreMem(asm.R10, at(unsafe.Offsetof(r.Cookie)), asm.R1, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R10, flowAtKey+int16(unsafe.Offsetof(flowKey{}.In)), asm.Word),
 		asm.StoreMem(asm.R10, at(unsafe.Offsetof(r.In)), asm.R1, asm.Word),
+		asm.LoadMem(asm.R1, asm.R10, flowAtKey+int16(unsafe.Offsetof(flowKey{}.User)), asm.Word),
+		asm.StoreMem(asm.R10, at(unsafe.Offsetof(r.User)), asm.R1, asm.Word),
 		asm.JEq.Imm(asm.R9, 0, "nobody"),
 	)
 	p.copyOwner(c, asm.R9, at(unsafe.Offsetof(r.Owner)), flowAtCookie, "torn")

@@ -195,3 +195,33 @@ func (p *programs) kernelSocket(c *code) {
 	)
 	c.label(user)
 }
+
+// user puts into the key whom the kernel names with the packet when it queues it, just
+// after this; nobody unless there are ports.
+//
+// Registers: R9 is lost. Source: nfqnl_put_sk_uidgid, net/netfilter/nfnetlink_queue.c.
+func (p *programs) user(c *code) {
+	var k flowKey
+	o, none := p.offsets, c.fresh()
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, flowAtKey+int16(unsafe.Offsetof(k.Ports)), asm.Word),
+		asm.JEq.Imm(asm.R1, 0, none),
+	)
+	c.follow(asm.R9, asm.R6, o.skbSock, flowAtTemp)
+	c.add(asm.JEq.Imm(asm.R9, 0, none))
+	c.probe(flowAtTemp, 1, asm.R9, o.sockState)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, flowAtTemp, asm.Byte),
+		asm.JEq.Imm(asm.R1, tcpNewSynRecv, none), asm.JEq.Imm(asm.R1, tcpTimeWait, none), // not whole sockets
+	)
+	for _, next := range []int16{o.sockSocket, o.socketFile, o.fileCred} {
+		c.follow(asm.R9, asm.R9, next, flowAtTemp)
+		c.add(asm.JEq.Imm(asm.R9, 0, none))
+	}
+	c.probe(flowAtTemp, 4, asm.R9, o.credUser)
+	c.add(
+		asm.LoadMem(asm.R1, asm.R10, flowAtTemp, asm.Word), asm.Add.Imm(asm.R1, 1), // as UserOf does
+		asm.StoreMem(asm.R10, flowAtKey+int16(unsafe.Offsetof(k.User)), asm.R1, asm.Word),
+	)
+	c.label(none)
+}

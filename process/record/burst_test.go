@@ -46,7 +46,7 @@ func TestLabBurst(t *testing.T) {
 		}
 		var f record.Flow
 		var p record.Process
-		if !b.rec.Flow(k, 0, &f) || !f.HasOwner || f.Owner.PID != pid ||
+		if !b.rec.Flow(k, 0, ownUser(), &f) || !f.HasOwner || f.Owner.PID != pid ||
 			!b.rec.Process(pid, f.Owner.ExecID, &p) || p.Start != f.Owner.Start || p.Path != files[i%4] {
 			t.Errorf("program %d: got %+v, %+v, want pid %d", i, f, p, pid)
 		}

@@ -19,7 +19,7 @@
 //     bound or sent by it since. Cgroup hooks at sock_create, connect, sendmsg
 //     (UDP without a connection) and post_bind. The hook at sock_release takes the
 //     record out.
-//   - flows, five-tuple to [Flow]: the socket that sent it, with a copy of its
+//   - flows, five-tuple and [User] to [Flow]: the socket that sent it, with a copy of its
 //     owner as it was when that packet was sent. Written by the program for a
 //     rule ([Recorder.FlowProgram]) and, with Config.Forward, by the tracepoint
 //     netif_receive_skb for processes in other network namespaces: there a packet

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,7 +46,7 @@ func TestLabKernelPackets(t *testing.T) {
 				t.Fatal(out, err)
 			}
 			var f record.Flow
-			if !r.Flow(test.key, 0, &f) || f.HasOwner || f.Cookie != 0 {
+			if !r.Flow(test.key, 0, record.NoUser, &f) || f.HasOwner || f.Cookie != 0 {
 				t.Errorf("got %+v, want cookie 0 and no owner", f)
 			}
 		})
@@ -111,6 +112,9 @@ func (h *talker) answer() string {
 
 func (h *talker) pid() uint32 { return uint32(h.cmd.Process.Pid) }
 
+// ownUser is the user that the kernel names with what this process and its children send.
+func ownUser() record.User { return record.UserOf(uint32(os.Getuid())) }
+
 // flowOf reads the record of client4 to server4 over UDP, with the number that
 // says when it has changed.
 func flowOf(t *testing.T, r *record.Recorder) (record.Flow, uint32) {
@@ -118,7 +122,7 @@ func flowOf(t *testing.T, r *record.Recorder) (record.Flow, uint32) {
 	k := key(17, client4, server4)
 	n := r.Changes(k)
 	var f record.Flow
-	if !r.Flow(k, 0, &f) {
+	if !r.Flow(k, 0, ownUser(), &f) {
 		t.Fatal("not recorded")
 	}
 	return f, n
@@ -192,6 +196,20 @@ func TestLabTakenOver(t *testing.T) {
 		if f := send(step.path); f.Ambiguous != step.taken || !f.HasOwner {
 			t.Errorf("%s after %v: got %+v, want ambiguous %v", filepath.Base(step.path), step.wait, f, step.taken)
 		}
+	}
+	// Of two users the kernel names the one whose packet it is.
+	const other = 65534
+	before, _ := flowOf(t, r)
+	pid := command{ns: net.Client, words: strings.Fields(sendUDP), attr: &syscall.SysProcAttr{Credential: credential(other, other)}}.run(t)
+	var f record.Flow
+	if !r.Flow(key(17, client4, server4), 0, record.UserOf(other), &f) || f.Owner.PID != pid || f.Ambiguous {
+		t.Errorf("got %+v, want process %d", f, pid)
+	}
+	if after, _ := flowOf(t, r); after != before {
+		t.Errorf("another user's packet: got %+v, want %+v as before", after, before)
+	}
+	if f := send(second); f.Ambiguous || !f.HasOwner {
+		t.Errorf("after another user's packet: got %+v", f)
 	}
 }
 
@@ -269,11 +287,11 @@ func TestLabAccepted(t *testing.T) {
 		command{ns: net.Client, words: []string{proto, local, fmt.Sprint(7100 + i)}}.run(t)
 		k := key(6, local, from)
 		var f record.Flow
-		if !r.Flow(k, 0, &f) || !f.HasOwner || f.Owner.PID != server.pid() || f.Owner.Hook != record.HookAccept {
+		if !r.Flow(k, 0, record.NoUser, &f) || !f.HasOwner || f.Owner.PID != server.pid() || f.Owner.Hook != record.HookAccept {
 			t.Errorf("%s: SYN-ACK: got %+v, want pid %d", listen, f, server.pid())
 		}
 		cookie := server.tell("accept")
-		if !r.Flow(k, 0, &f) || !f.HasOwner || f.Owner.PID != server.pid() {
+		if !r.Flow(k, 0, ownUser(), &f) || !f.HasOwner || f.Owner.PID != server.pid() {
 			t.Errorf("%s: data: got %+v, want pid %d", listen, f, server.pid())
 		}
 		if proto == "tcp" && fmt.Sprint(f.Cookie) != cookie {
@@ -310,10 +328,10 @@ func TestLabForward(t *testing.T) {
 	}
 	in, out := interfaceOf(t, lan.Router, "10.99.1.1"), interfaceOf(t, lan.Router, "10.99.2.1")
 	var f record.Flow
-	if !r.Flow(key(17, from, to), in, &f) || !f.HasOwner || f.Owner.PID != pid || f.Ambiguous {
+	if !r.Flow(key(17, from, to), in, record.NoUser, &f) || !f.HasOwner || f.Owner.PID != pid || f.Ambiguous {
 		t.Errorf("got %+v, want pid %d", f, pid)
 	}
-	if r.Flow(key(17, from, to), 0, &f) || r.Flow(key(17, from, to), out, &f) {
+	if r.Flow(key(17, from, to), 0, ownUser(), &f) || r.Flow(key(17, from, to), out, record.NoUser, &f) {
 		t.Errorf("got %+v of another way in", f)
 	}
 	// The router itself is left to the rule: it has none here.
@@ -321,7 +339,7 @@ func TestLabForward(t *testing.T) {
 	// Another namespace with the address of the client, which leads elsewhere.
 	twin := labtest.Router(t)
 	command{ns: twin.Client, words: []string{"udp", to, "7001"}}.run(t)
-	if !r.Flow(key(17, from, to), in, &f) || f.Owner.PID != pid || f.Ambiguous {
+	if !r.Flow(key(17, from, to), in, record.NoUser, &f) || f.Owner.PID != pid || f.Ambiguous {
 		t.Errorf("got %+v after another namespace sent by the same tuple, want pid %d", f, pid)
 	}
 	// Who sends by a packet socket there has no record, and is not taken for the other.
@@ -336,7 +354,7 @@ func TestLabForward(t *testing.T) {
 	if err := lan.Client.Inject(links[len(links)-1].Name, forged); err != nil {
 		t.Fatal(err)
 	}
-	if !lab.Poll(settle, func() bool { return r.Flow(key(17, from, to), in, &f) && !f.HasOwner }) {
+	if !lab.Poll(settle, func() bool { return r.Flow(key(17, from, to), in, record.NoUser, &f) && !f.HasOwner }) {
 		t.Errorf("got %+v after a forged packet, want nobody", f)
 	}
 }

@@ -42,8 +42,12 @@ func (b bench) sender(t *testing.T, c command) (record.Owner, record.Process) {
 	t.Helper()
 	c.ns = b.net.Client
 	pid := c.run(t)
+	user := ownUser()
+	if c.attr != nil && c.attr.Credential != nil {
+		user = record.UserOf(c.attr.Credential.Uid)
+	}
 	var f record.Flow
-	if !b.rec.Flow(key(17, client4, server4), 0, &f) || !f.HasOwner || f.Owner.PID != pid {
+	if !b.rec.Flow(key(17, client4, server4), 0, user, &f) || !f.HasOwner || f.Owner.PID != pid {
 		t.Fatalf("got %+v, want pid %d", f, pid)
 	}
 	var p record.Process

@@ -204,7 +204,7 @@ func TestLabOneShot(t *testing.T) {
 				pid := command{ns: net.Client, cgroup: cg, words: strings.Fields(test.words)}.run(t)
 				var f record.Flow
 				before := r.Changes(test.key)
-				if !r.Flow(test.key, 0, &f) {
+				if !r.Flow(test.key, 0, ownUser(), &f) {
 					t.Fatalf("flow %+v was not recorded", test.key)
 				}
 				if !f.HasOwner || f.Owner.PID != pid {

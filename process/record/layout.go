@@ -15,10 +15,11 @@ import (
 
 // layout is the version of the records below. It is part of the maps' names: a
 // successor with other records makes maps of its own.
-const layout = "9"
+const layout = "10"
 
 // flowKey is the key of the flows map: packet.Key with ports in network byte
-// order, and where the packet came from.
+// order, where the packet came from, and the user that the kernel names with it: so
+// what one user sends is no matter of another's record.
 type flowKey struct {
 	Src, Dst [16]byte
 	Ports    [4]byte // source, destination
@@ -26,7 +27,7 @@ type flowKey struct {
 	Version  uint8
 	_        [2]byte
 	In       uint32 // interface that it came in by from another namespace; 0: sent here
-	_        uint32
+	User     User
 }
 
 // flowRecord is the value of the flows map. All integers of records are in host
@@ -35,10 +36,12 @@ type flowRecord struct {
 	Tuple  uint64 // hash of the key: see hash
 	Cookie uint64
 	NetNS  uint64
-	Made   uint64      // CLOCK_MONOTONIC of the first packet of this record
-	Last   uint64      // and of the last one
-	Flags  uint32      // flow...
-	In     uint32      // as in the key
+	Made   uint64 // CLOCK_MONOTONIC of the first packet of this record
+	Last   uint64 // and of the last one
+	Flags  uint32 // flow...
+	In     uint32 // as in the key
+	User   User   // as in the key
+	_      uint32
 	Owner  ownerRecord // zero without flowHasOwner
 	Check  uint64      // Tuple ^ Cookie ^ Owner.Stamp
 }
@@ -160,8 +163,11 @@ const (
 )
 
 // encode fills in the key of a flow.
-func (f *flowKey) encode(k *packet.Key, in uint32) {
-	f.In = in
+func (f *flowKey) encode(k *packet.Key, in uint32, user User) {
+	f.In, f.User = in, user
+	if in != 0 || k.SrcPort|k.DstPort == 0 {
+		f.User = NoUser
+	}
 	f.Src, f.Dst = k.Src, k.Dst
 	binary.BigEndian.PutUint16(f.Ports[0:2], k.SrcPort)
 	binary.BigEndian.PutUint16(f.Ports[2:4], k.DstPort)
@@ -205,8 +211,8 @@ const (
 )
 
 // decode says whether the record is whole and of the tuple, and fills in f.
-func (r *flowRecord) decode(tuple uint64, in uint32, f *Flow) bool {
-	if r.Tuple != tuple || r.In != in || r.Check != r.Tuple^r.Cookie^r.Owner.Stamp {
+func (r *flowRecord) decode(tuple uint64, k *flowKey, f *Flow) bool {
+	if r.Tuple != tuple || r.In != k.In || r.User != k.User || r.Check != r.Tuple^r.Cookie^r.Owner.Stamp {
 		return false
 	}
 	f.Cookie, f.NetNS = r.Cookie, r.NetNS

@@ -17,7 +17,7 @@ func TestKeyIsPacketKey(t *testing.T) {
 		k.Src[i], k.Dst[i] = byte(i), byte(0x80+i)
 	}
 	var f flowKey
-	f.encode(&k, 0)
+	f.encode(&k, 0, NoUser)
 	b := *(*[keySize]byte)(unsafe.Pointer(&f))
 	want := append(append(k.Src[:], k.Dst[:]...), 1, 2, 3, 4, 17, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 	if keySize != 48 || string(b[:]) != string(want) {

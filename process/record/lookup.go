@@ -63,20 +63,25 @@ const tries = 3
 // Flow looks up which socket sent the packets of a tuple, and says whether that
 // was recorded. in is 0 for packets that this namespace sent, and the interface that
 // they came in by for those of another namespace of this host: what is recorded of one
-// interface says nothing of another. f is changed only if so.
+// interface says nothing of another. user is whom the kernel names with the packet; of
+// forwarded packets, and of protocols without ports, it makes no difference. f is
+// changed only if so.
 //
 // One map lookup, no allocation; for several goroutines. To notice later
 // changes, ask Changes before.
-func (r *Recorder) Flow(k *packet.Key, in uint32, f *Flow) bool {
+func (r *Recorder) Flow(k *packet.Key, in uint32, user User, f *Flow) bool {
+	if r.offsets == nil { // then the flow program cannot read the user
+		user = NoUser
+	}
 	q := r.requests.get()
 	defer r.requests.pool.Put(q)
-	q.flow.encode(k, in)
+	q.flow.encode(k, in, user)
 	tuple := hash(k)
 	for range tries {
 		if !q.lookup(r.maps.flows, unsafe.Pointer(&q.flow), unsafe.Pointer(&q.flowRec)) {
 			return false
 		}
-		if q.flowRec.decode(tuple, in, f) {
+		if q.flowRec.decode(tuple, &q.flow, f) {
 			return true
 		}
 	}

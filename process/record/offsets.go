@@ -31,6 +31,7 @@ type offsets struct {
 	kernMask                                                                             uint8  // that bit in the byte
 	vrfPort                                                                              uint32 // bit of devFlags: belongs to a VRF
 
+	sockSocket, socketFile, fileCred, credUser            int16
 	socketSock, sockUID, sockCgroup, cgroupNode, cgroupID int16 // the last is 0 if the way there is not known
 
 	mptcp mptcpOffsets
@@ -156,6 +157,10 @@ func (f *fields) sock(o *offsets) {
 	o.kernSock, o.kernMask = f.bit("sock", "sk_kern_sock")
 	o.socketSock = f.at("socket", 8, "sk")
 	o.sockUID = f.at("sock", 4, "sk_uid")
+	o.sockSocket = f.at("sock", 8, "sk_socket")
+	o.socketFile = f.at("socket", 8, "file")
+	o.fileCred = f.at("file", 8, "f_cred")
+	o.credUser = f.at("cred", 4, "fsuid")
 	g := &fields{spec: f.spec, err: f.err}
 	o.sockCgroup = g.at("sock", 8, "sk_cgrp_data", "cgroup")
 	o.cgroupNode = g.at("cgroup", 8, "kn")

@@ -51,7 +51,7 @@ func TestFlowProgramReadsLikePacket(t *testing.T) {
 			t.Fatal(err)
 		}
 		var f Flow
-		found := r.Flow(&k, 0, &f)
+		found := r.Flow(&k, 0, NoUser, &f)
 		kind := fmt.Sprintf("v%d %s, recorded %t", p.Version, p.Status, found)
 		seen[kind]++
 		switch {

@@ -224,8 +224,8 @@ func TestLabNoAllocs(t *testing.T) {
 	var f record.Flow
 	var owner record.Owner
 	for name, call := range map[string]func(){
-		"flow":         func() { b.rec.Flow(hit, 0, &f) },
-		"flow, none":   func() { b.rec.Flow(miss, 0, &f) },
+		"flow":         func() { b.rec.Flow(hit, 0, ownUser(), &f) },
+		"flow, none":   func() { b.rec.Flow(miss, 0, ownUser(), &f) },
 		"owner":        func() { b.rec.Owner(o.Cookie, &owner) },
 		"owner, none":  func() { b.rec.Owner(1, &owner) },
 		"changes":      func() { b.rec.Changes(hit) },
@@ -255,7 +255,7 @@ func TestLabLookups(t *testing.T) {
 					return
 				default:
 				}
-				if b.rec.Flow(key(17, client4, server4), 0, &f) && f.HasOwner && f.Owner.Cookie != f.Cookie {
+				if b.rec.Flow(key(17, client4, server4), 0, ownUser(), &f) && f.HasOwner && f.Owner.Cookie != f.Cookie {
 					wrong <- f
 					return
 				}
@@ -294,11 +294,11 @@ func BenchmarkLookups(b *testing.B) {
 	k := key(17, client4, server4)
 	var f record.Flow
 	var p record.Process
-	if !bench.rec.Flow(k, 0, &f) {
+	if !bench.rec.Flow(k, 0, ownUser(), &f) {
 		b.Fatal("not recorded")
 	}
 	for name, call := range map[string]func(){
-		"flow":    func() { bench.rec.Flow(k, 0, &f) },
+		"flow":    func() { bench.rec.Flow(k, 0, ownUser(), &f) },
 		"owner":   func() { bench.rec.Owner(f.Cookie, &f.Owner) },
 		"process": func() { bench.rec.Process(pid, f.Owner.ExecID, &p) },
 		"changes": func() { bench.rec.Changes(k) },

@@ -5,7 +5,20 @@ import (
 	"time"
 )
 
-// Flow is what is known of the packets of one tuple.
+// User is the user that the kernel names with a packet (NFQA_UID): the file system id
+// of who made the file of the socket, which nothing changes. NoUser is for packets with
+// which it names nobody: of the kernel, or of a socket that no file belongs to, as it is
+// closed or not accepted yet.
+type User uint32
+
+// NoUser is the zero value.
+const NoUser User = 0
+
+// UserOf returns the User with an id of the initial user namespace.
+func UserOf(uid uint32) User { return User(uid + 1) }
+
+// Flow is what is known of the packets of one tuple with which the kernel names one
+// user.
 type Flow struct {
 	// Cookie names the socket (SO_COOKIE). 0: the packet is of no socket, or of one
 	// that the kernel keeps for its own resets and ICMP messages.
@@ -16,7 +29,7 @@ type Flow struct {
 	// NetNS is the cookie of the socket's network namespace; 0 if unknown.
 	NetNS uint64
 	// Ambiguous: a socket of another program, user or cgroup than this one did less than 10 s
-	// before this one's first: a packet that waits in a queue can be of either. The
+	// before this one's first, and the kernel names the same user with its packets: one that waits in a queue can be of either. The
 	// record is that of the last one.
 	Ambiguous bool
 	// Kernel: a tunnel made the packet, around one of another socket, whose user is
